@@ -1,0 +1,297 @@
+//! One JSON object as flat fields: `{"data": {"kwh": 1.5}}` is the field `data.kwh`.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use ratemill_schemas::Reason;
+use serde::de::{DeserializeSeed, Deserializer, MapAccess, Visitor};
+use serde_json::value::RawValue;
+
+/// A value with the text that it had: numbers are never read as floats.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Value<'a> {
+    /// `null`, or an empty CSV field.
+    Null,
+    /// A text.
+    Text(Cow<'a, str>),
+    /// A number, as written.
+    Number(Cow<'a, str>),
+    /// `true` or `false`.
+    Boolean(&'a str),
+    /// An array, as written.
+    Json(&'a str),
+}
+
+impl<'a> Value<'a> {
+    /// The value as a text, `None` for null.
+    #[must_use]
+    pub fn text(&self) -> Option<&str> {
+        match self {
+            Self::Null => None,
+            Self::Text(text) | Self::Number(text) => Some(text),
+            Self::Boolean(text) | Self::Json(text) => Some(text),
+        }
+    }
+
+    fn from_raw(raw: &'a str) -> Self {
+        match raw.as_bytes()[0] {
+            b'"' => {
+                let inner = &raw[1..raw.len() - 1];
+                if inner.contains('\\') {
+                    // RawValue has checked the syntax; only a lone surrogate can fail here, and is then kept as written.
+                    Self::Text(serde_json::from_str::<String>(raw).map_or(Cow::Borrowed(inner), Cow::Owned))
+                } else {
+                    Self::Text(Cow::Borrowed(inner))
+                }
+            }
+            b'n' => Self::Null,
+            b't' | b'f' => Self::Boolean(raw),
+            b'[' => Self::Json(raw),
+            _ => Self::Number(Cow::Borrowed(raw)),
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Entry<'a> {
+    prefix: Cow<'a, str>,
+    key: Cow<'a, str>,
+    value: Value<'a>,
+}
+
+impl Entry<'_> {
+    fn is(&self, name: &str) -> bool {
+        if self.prefix.is_empty() {
+            return self.key == name;
+        }
+        let (name, prefix) = (name.as_bytes(), self.prefix.as_bytes());
+        name.len() == prefix.len() + 1 + self.key.len()
+            && name[prefix.len()] == b'.'
+            && name.starts_with(prefix)
+            && name.ends_with(self.key.as_bytes())
+    }
+
+    fn name(&self) -> String {
+        if self.prefix.is_empty() { self.key.to_string() } else { format!("{}.{}", self.prefix, self.key) }
+    }
+}
+
+/// The fields of one record, in order.
+#[derive(Debug, Default)]
+pub struct Fields<'a> {
+    entries: Vec<Entry<'a>>,
+}
+
+impl<'a> Fields<'a> {
+    /// Reads a JSON object.
+    ///
+    /// # Errors
+    /// The reason and message of the rejection.
+    pub fn parse(raw: &'a str, depth_max: usize) -> Result<Self, (Reason, String)> {
+        let mut fields = Self { entries: Vec::with_capacity(16) };
+        fields.object(raw, &Cow::Borrowed(""), depth_max)?;
+        fields.refuse_duplicates()?;
+        Ok(fields)
+    }
+
+    /// Adds a field of a record that is no JSON object.
+    pub fn push(&mut self, name: impl Into<Cow<'a, str>>, value: Value<'a>) {
+        self.entries.push(Entry { prefix: Cow::Borrowed(""), key: name.into(), value });
+    }
+
+    /// Adds the fields of a JSON object below `prefix`.
+    ///
+    /// # Errors
+    /// As [`Fields::parse`].
+    pub fn push_object(&mut self, prefix: &'static str, raw: &'a str, depth_max: usize) -> Result<(), (Reason, String)> {
+        self.object(raw, &Cow::Borrowed(prefix), depth_max)?;
+        self.refuse_duplicates()
+    }
+
+    /// The value of a field; `None` where it is absent.
+    #[must_use]
+    pub fn get(&self, name: &str) -> Option<&Value<'a>> {
+        self.entries.iter().find(|entry| entry.is(name)).map(|entry| &entry.value)
+    }
+
+    /// Whether any field lies below `prefix`.
+    #[must_use]
+    pub fn has_object(&self, prefix: &str) -> bool {
+        self.entries.iter().any(|entry| entry.prefix.split('.').next() == Some(prefix))
+    }
+
+    /// The fields as one JSON object, values as texts: the raw record of a row that came in a columnar file.
+    pub(crate) fn to_json(&self) -> String {
+        let object: serde_json::Map<String, serde_json::Value> =
+            self.entries.iter().map(|entry| (entry.name(), entry.value.text().map_or(serde_json::Value::Null, Into::into))).collect();
+        serde_json::Value::Object(object).to_string()
+    }
+
+    /// Names of the fields of the record itself, those below an object by the object's name.
+    pub(crate) fn attribute_names(&self) -> impl Iterator<Item = &str> {
+        self.entries.iter().map(|entry| match entry.prefix.split('.').next() {
+            Some(first) if !first.is_empty() => first,
+            _ => entry.key.as_ref(),
+        })
+    }
+
+    /// Every field that `used` does not claim, with its full name.
+    pub(crate) fn rest(&self, used: impl Fn(&dyn Fn(&str) -> bool) -> bool) -> Vec<(Cow<'_, str>, Cow<'_, str>)> {
+        self.entries
+            .iter()
+            .filter(|entry| !used(&|name| entry.is(name)))
+            .filter_map(|entry| entry.value.text().map(|text| (Cow::Owned(entry.name()), Cow::Borrowed(text))))
+            .collect()
+    }
+
+    fn object(&mut self, raw: &'a str, prefix: &Cow<'a, str>, depth: usize) -> Result<(), (Reason, String)> {
+        let Some(depth) = depth.checked_sub(1) else {
+            return Err((Reason::TooDeep, "the record is nested deeper than the limit".to_owned()));
+        };
+        let mut nested = Vec::new();
+        let mut deserializer = serde_json::Deserializer::from_str(raw);
+        let result = ObjectSeed { fields: self, nested: &mut nested, prefix }
+            .deserialize(&mut deserializer)
+            .and_then(|()| deserializer.end());
+        if let Err(error) = result {
+            return Err(if error.is_data() {
+                (Reason::NotAnObject, "the record is JSON, but not an object".to_owned())
+            } else {
+                (Reason::NotJson, format!("not JSON: {error}"))
+            });
+        }
+        for (key, value) in nested {
+            let name = if prefix.is_empty() { key } else { Cow::Owned(format!("{prefix}.{key}")) };
+            if value.len() == 2 || value[1..value.len() - 1].trim_ascii().is_empty() {
+                // An empty object has no fields, but it is there.
+                self.entries.push(Entry { prefix: name, key: Cow::Borrowed(""), value: Value::Null });
+            } else {
+                self.object(value, &name, depth)?;
+            }
+        }
+        if self.entries.iter().any(|entry| matches!(entry.value, Value::Json(raw) if nesting(raw) > depth)) {
+            return Err((Reason::TooDeep, "the record is nested deeper than the limit".to_owned()));
+        }
+        Ok(())
+    }
+
+    fn refuse_duplicates(&self) -> Result<(), (Reason, String)> {
+        for (index, entry) in self.entries.iter().enumerate() {
+            if self.entries[..index].iter().any(|other| other.key == entry.key && other.prefix == entry.prefix) {
+                return Err((Reason::DuplicateField, format!("field `{}` occurs twice", entry.name())));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// How deep brackets nest in valid JSON, those inside texts apart.
+fn nesting(raw: &str) -> usize {
+    let (mut depth, mut deepest, mut in_text, mut escaped) = (0_usize, 0, false, false);
+    for byte in raw.bytes() {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if in_text => escaped = true,
+            b'"' => in_text = !in_text,
+            b'[' | b'{' if !in_text => {
+                depth += 1;
+                deepest = deepest.max(depth);
+            }
+            b']' | b'}' if !in_text => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+    }
+    deepest
+}
+
+/// A key, borrowed from the text where it has no escapes.
+struct KeySeed;
+
+impl<'de> DeserializeSeed<'de> for KeySeed {
+    type Value = Cow<'de, str>;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        deserializer.deserialize_str(self)
+    }
+}
+
+impl<'de> Visitor<'de> for KeySeed {
+    type Value = Cow<'de, str>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a field name")
+    }
+
+    fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Self::Value, E> {
+        Ok(Cow::Borrowed(text))
+    }
+
+    fn visit_str<E>(self, text: &str) -> Result<Self::Value, E> {
+        Ok(Cow::Owned(text.to_owned()))
+    }
+}
+
+struct ObjectSeed<'f, 'a> {
+    fields: &'f mut Fields<'a>,
+    nested: &'f mut Vec<(Cow<'a, str>, &'a str)>,
+    prefix: &'f Cow<'a, str>,
+}
+
+impl<'a> DeserializeSeed<'a> for ObjectSeed<'_, 'a> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'a>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_map(self)
+    }
+}
+
+impl<'a> Visitor<'a> for ObjectSeed<'_, 'a> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON object")
+    }
+
+    fn visit_map<A: MapAccess<'a>>(self, mut map: A) -> Result<(), A::Error> {
+        while let Some(key) = map.next_key_seed(KeySeed)? {
+            let raw = map.next_value::<&'a RawValue>()?.get();
+            if raw.starts_with('{') {
+                self.nested.push((key, raw));
+            } else {
+                self.fields.entries.push(Entry { prefix: self.prefix.clone(), key, value: Value::from_raw(raw) });
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn flattens_and_keeps_the_text_of_numbers() {
+        let fields = Fields::parse(r#"{"a":1.10,"data":{"kwh":"2","deep":{"x":true}},"e":"q\"q","l":[1,2],"n":null}"#, 8).unwrap();
+        assert_eq!(fields.get("a"), Some(&Value::Number("1.10".into())));
+        assert_eq!(fields.get("data.kwh"), Some(&Value::Text("2".into())));
+        assert_eq!(fields.get("data.deep.x"), Some(&Value::Boolean("true")));
+        assert_eq!(fields.get("e").and_then(Value::text), Some("q\"q"));
+        assert_eq!(fields.get("l").and_then(Value::text), Some("[1,2]"));
+        assert!(fields.has_object("data") && !fields.has_object("a"));
+        let rest = fields.rest(|is| is("a") || is("data.kwh"));
+        assert_eq!(rest.len(), 3);
+    }
+
+    #[test]
+    fn refuses_what_is_ambiguous_or_endless() {
+        let reason = |text: &str| Fields::parse(text, 3).map(|_| ()).unwrap_err().0;
+        assert_eq!(reason(r#"{"a":1,"a":2}"#), Reason::DuplicateField);
+        assert_eq!(reason(r#"{"a":{"b":1},"a":{"b":2}}"#), Reason::DuplicateField);
+        assert_eq!(reason(r#"{"a":{"b":{"c":{"d":1}}}}"#), Reason::TooDeep);
+        assert_eq!(reason("[1]"), Reason::NotAnObject);
+        assert_eq!(reason("{"), Reason::NotJson);
+        assert_eq!(reason("{} {}"), Reason::NotJson);
+        assert_eq!(reason(&format!("{{\"a\":{}1{}}}", "[".repeat(100_000), "]".repeat(100_000))), Reason::TooDeep);
+    }
+}

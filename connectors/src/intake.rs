@@ -1,0 +1,109 @@
+//! The one door into the engine: a bounded queue of submissions, each answered once it is durable.
+
+use std::sync::Arc;
+
+use ratemill_schemas::files::FileClaim;
+use ratemill_schemas::{UsageBatch, Verdict};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+
+/// Name of a configured connector: what a watermark belongs to.
+pub type InputName = Arc<str>;
+
+/// Submissions that may wait in the queue, whatever their size.
+const QUEUE_SUBMISSIONS_MAX: usize = 4096;
+
+/// Events or claims on their way into the usage log.
+#[derive(Debug)]
+pub struct Submission {
+    /// The connector that it came by.
+    pub input: InputName,
+    /// Decoded usage and rejections.
+    pub usage: UsageBatch,
+    /// Files whose rows are all durable once this submission is.
+    pub claims: Vec<FileClaim>,
+    /// Event times of historical usage move no watermark.
+    pub historical: bool,
+    /// Where the answer goes.
+    pub reply: oneshot::Sender<Result<Receipt, IntakeError>>,
+    /// Room in the queue, given back when the submission is dropped.
+    pub room: OwnedSemaphorePermit,
+}
+
+/// The answer to a durable submission.
+#[derive(Debug, Clone)]
+pub struct Receipt {
+    /// The log that holds it.
+    pub log_id: Arc<str>,
+    /// Position in the log up to which everything of this submission is durable.
+    pub position: i64,
+    /// One verdict per row of the submitted batch, in order.
+    pub verdicts: Vec<Verdict>,
+}
+
+/// Why a submission was not taken. Nothing of it is durable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum IntakeError {
+    /// The queue or the log is full: send again later.
+    #[error("the usage log cannot keep up or has reached its quota; send again later")]
+    Full,
+    /// The engine is going down or has failed.
+    #[error("the engine is stopping; send again later")]
+    Stopped,
+}
+
+/// A handle to submit with; clones share one queue.
+#[derive(Debug, Clone)]
+pub struct Intake {
+    queue: mpsc::Sender<Submission>,
+    room: Arc<Semaphore>,
+    room_bytes: usize,
+}
+
+impl Intake {
+    /// A queue bounded to about `room_bytes` of decoded usage, and its receiving end.
+    #[must_use]
+    pub fn bounded(room_bytes: usize) -> (Self, mpsc::Receiver<Submission>) {
+        let (queue, receiver) = mpsc::channel(QUEUE_SUBMISSIONS_MAX);
+        let room_bytes = room_bytes.clamp(1, Semaphore::MAX_PERMITS);
+        (Self { queue, room: Arc::new(Semaphore::new(room_bytes)), room_bytes }, receiver)
+    }
+
+    /// Submits, waiting while the queue is full; returns once the batch is durable.
+    ///
+    /// # Errors
+    /// [`IntakeError::Full`] when the log has reached its quota, [`IntakeError::Stopped`] when the engine is gone.
+    pub async fn submit(&self, input: &InputName, usage: UsageBatch, claims: Vec<FileClaim>, historical: bool) -> Result<Receipt, IntakeError> {
+        let room = Arc::clone(&self.room).acquire_many_owned(self.cost(&usage)).await.map_err(|_| IntakeError::Stopped)?;
+        self.enqueue(input, usage, claims, historical, room).await
+    }
+
+    /// Submits, or says at once that the queue is full.
+    ///
+    /// # Errors
+    /// As [`Intake::submit`].
+    pub async fn try_submit(&self, input: &InputName, usage: UsageBatch) -> Result<Receipt, IntakeError> {
+        let room = Arc::clone(&self.room).try_acquire_many_owned(self.cost(&usage)).map_err(|_| IntakeError::Full)?;
+        self.enqueue(input, usage, Vec::new(), false, room).await
+    }
+
+    async fn enqueue(
+        &self,
+        input: &InputName,
+        usage: UsageBatch,
+        claims: Vec<FileClaim>,
+        historical: bool,
+        room: OwnedSemaphorePermit,
+    ) -> Result<Receipt, IntakeError> {
+        let (reply, answer) = oneshot::channel();
+        let submission = Submission { input: Arc::clone(input), usage, claims, historical, reply, room };
+        self.queue.send(submission).await.map_err(|_| IntakeError::Stopped)?;
+        answer.await.map_err(|_| IntakeError::Stopped)?
+    }
+
+    /// Submits that weigh more than the whole queue still pass, alone.
+    fn cost(&self, usage: &UsageBatch) -> u32 {
+        let rejected: usize = usage.rejections.iter().map(|rejection| rejection.raw.len() + 256).sum();
+        let bytes = usage.batch.get_array_memory_size() + rejected;
+        u32::try_from(bytes.clamp(1, self.room_bytes)).unwrap_or(u32::MAX)
+    }
+}
