@@ -1,1 +1,24 @@
-//! 
+//! Pricing rules: SQL that a billing analyst writes for one window, checked before anything runs and evaluated over
+//! windows with exact decimals.
+//!
+//! This crate knows neither where usage comes from nor where charges go: it is given a table of usage and returns
+//! Arrow batches of charges.
+#![warn(missing_docs)]
+
+mod as_of;
+mod check;
+pub mod diagnostics;
+mod dialect;
+pub mod evaluate;
+pub mod functions;
+mod project;
+pub mod reference;
+mod rule;
+pub mod session;
+mod statement;
+
+pub use diagnostics::{Diagnostic, Diagnostics};
+pub use evaluate::{Evaluator, RateError, WindowCharges};
+pub use project::RuleProject;
+pub use reference::{ReferenceData, ReferenceTable};
+pub use rule::{OutputColumn, Rule, RuleOptions};

@@ -99,6 +99,34 @@ pub fn zone(name: &str) -> Result<TimeZone, WindowError> {
     })
 }
 
+/// The instant that a date or a time with an offset means: of a date, the first instant of that day in `timezone`.
+///
+/// # Errors
+/// What is wrong with the text or the zone.
+pub fn instant_of_day(text: &str, timezone: &str) -> Result<i64, String> {
+    if let Ok(instant) = crate::time::parse_instant(text) {
+        return Ok(instant);
+    }
+    let date: Date = (text.len() == 10)
+        .then(|| text.parse().ok())
+        .flatten()
+        .ok_or_else(|| format!("`{text}` is neither a date like 2026-01-01 nor a time with an offset"))?;
+    let zone = zone(timezone).map_err(|error| error.to_string())?;
+    let start = date.to_zoned(zone).map_err(|_| format!("`{text}` is outside the calendar"))?;
+    Ok(start.timestamp().as_microsecond())
+}
+
+/// Days since 1970-01-01 of a date like `2026-01-01`.
+///
+/// # Errors
+/// What is wrong with the text.
+pub fn days_of_date(text: &str) -> Result<i32, String> {
+    let wrong = || format!("`{text}` is not a date like 2026-01-01");
+    let date: Date = (text.len() == 10).then(|| text.parse().ok()).flatten().ok_or_else(wrong)?;
+    let start = date.to_zoned(TimeZone::UTC).map_err(|_| wrong())?;
+    Ok(crate::time::day_of(start.timestamp().as_microsecond()))
+}
+
 impl WindowSpec {
     /// Reads `'month'`, `'15 minutes'`, … ; `zone` decides calendar periods and does not matter to lengths.
     ///

@@ -1,0 +1,72 @@
+//! The functions that rules may use: a small set of DataFusion's own, and the exact ones of this crate.
+
+mod arithmetic;
+mod prorate;
+mod rounding;
+mod sum;
+mod tiers;
+mod to_decimal;
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use datafusion::logical_expr::planner::ExprPlanner;
+use datafusion::logical_expr::{AggregateUDF, ScalarUDF, WindowUDF};
+
+pub use tiers::{tiers_field, tiers_type};
+
+/// Changes when the result of any pricing function changes, and with it the version of every rule.
+pub const FUNCTIONS_VERSION: &str = "1";
+
+/// DataFusion's scalar functions that are exact and depend on nothing but their arguments.
+const SCALARS: [&str; 34] = [
+    "abs", "arrow_typeof", "btrim", "character_length", "coalesce", "concat", "concat_ws", "date_part", "date_trunc", "ends_with", "get_field", "greatest", "least", "left", "lower",
+    "lpad", "ltrim", "map_extract", "nullif", "nvl", "octet_length", "repeat", "replace", "reverse", "right", "rpad", "rtrim", "split_part", "starts_with",
+    "strpos", "substr", "to_date", "upper", "array_element",
+];
+const AGGREGATES: [&str; 5] = ["count", "min", "max", "bool_and", "bool_or"];
+const WINDOWS: [&str; 9] = ["row_number", "rank", "dense_rank", "lag", "lead", "first_value", "last_value", "nth_value", "ntile"];
+
+/// Scalar functions by name.
+#[must_use]
+pub fn scalar_functions() -> Vec<Arc<ScalarUDF>> {
+    let allowed: HashSet<&str> = SCALARS.into_iter().collect();
+    datafusion::functions::all_default_functions()
+        .into_iter()
+        .chain(datafusion::functions_nested::all_default_nested_functions())
+        .filter(|function| allowed.contains(function.name()))
+        .chain(arithmetic::functions())
+        .chain([
+            Arc::new(ScalarUDF::from(tiers::Tiered::graduated())),
+            Arc::new(ScalarUDF::from(tiers::Tiered::volume())),
+            Arc::new(ScalarUDF::from(prorate::Prorate::new())),
+            Arc::new(ScalarUDF::from(rounding::RoundMoney::new())),
+            Arc::new(ScalarUDF::from(rounding::Round::new())),
+            Arc::new(ScalarUDF::from(to_decimal::ParseDecimal::new())),
+        ])
+        .collect()
+}
+
+/// Aggregate functions by name; `sum` is checked.
+#[must_use]
+pub fn aggregate_functions() -> Vec<Arc<AggregateUDF>> {
+    let allowed: HashSet<&str> = AGGREGATES.into_iter().collect();
+    datafusion::functions_aggregate::all_default_aggregate_functions()
+        .into_iter()
+        .filter(|function| allowed.contains(function.name()))
+        .chain([Arc::new(AggregateUDF::from(sum::CheckedSum::new()))])
+        .collect()
+}
+
+/// Window functions by name.
+#[must_use]
+pub fn window_functions() -> Vec<Arc<WindowUDF>> {
+    let allowed: HashSet<&str> = WINDOWS.into_iter().collect();
+    datafusion::functions_window::all_default_window_functions().into_iter().filter(|function| allowed.contains(function.name())).collect()
+}
+
+/// The planner that turns `+ - * / %` on numbers into checked operations.
+#[must_use]
+pub fn arithmetic_planner() -> Arc<dyn ExprPlanner> {
+    Arc::new(arithmetic::ArithmeticPlanner::default())
+}

@@ -1,0 +1,507 @@
+//! Reference data: `reference/NAME.csv` with its columns declared in `reference/NAME.toml`.
+//!
+//! ```toml
+//! # reference/contracts.toml
+//! key = ["subject"]            # at most one row per key at any instant
+//! timezone = "Europe/London"   # zone of valid_from and valid_to when they are dates
+//! [columns]
+//! subject = "text"
+//! monthly_fee = "decimal"
+//! valid_from = "date"          # from the first instant of this day
+//! valid_to = "date?"           # up to, not including, the first instant of this day; `?` may be empty
+//! ```
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+use std::sync::Arc;
+
+use arrow::array::{
+    ArrayRef, BooleanBuilder, Date32Builder, Decimal128Builder, Int64Builder, ListBuilder, RecordBatch, StringBuilder, StructBuilder,
+    TimestampMicrosecondBuilder,
+};
+use arrow::datatypes::{DataType, Field, Fields, Schema, SchemaRef};
+use ratemill_schemas::decimal::DECIMAL;
+use ratemill_schemas::nearest::did_you_mean;
+use ratemill_schemas::time::{format_instant, instant_type, parse_instant};
+use ratemill_schemas::{Decimal, windows};
+use serde::Deserialize;
+use sha2::{Digest, Sha256};
+
+use crate::diagnostics::{Diagnostic, Diagnostics, Place};
+use crate::functions::{tiers_field, tiers_type};
+
+/// The declaration beside a CSV file.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Declaration {
+    #[serde(default)]
+    key: Vec<String>,
+    timezone: Option<String>,
+    columns: toml::Table,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum ColumnType {
+    Text,
+    Integer,
+    Decimal,
+    Boolean,
+    Date,
+    Timestamp,
+}
+
+#[derive(Debug, Clone)]
+struct Column {
+    name: String,
+    kind: ColumnType,
+    nullable: bool,
+}
+
+impl Column {
+    /// Bounds of a validity are instants, however they are written.
+    fn is_bound(&self) -> bool {
+        self.name == "valid_from" || self.name == "valid_to"
+    }
+
+    fn arrow(&self) -> DataType {
+        match self.kind {
+            ColumnType::Text => DataType::Utf8,
+            ColumnType::Integer => DataType::Int64,
+            ColumnType::Decimal => DECIMAL,
+            ColumnType::Boolean => DataType::Boolean,
+            ColumnType::Date if self.is_bound() => instant_type(),
+            ColumnType::Date => DataType::Date32,
+            ColumnType::Timestamp => instant_type(),
+        }
+    }
+}
+
+/// One value of a CSV field.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+enum Cell {
+    Null,
+    Text(String),
+    Integer(i64),
+    Decimal(Decimal),
+    Boolean(bool),
+    Date(i32),
+    Instant(i64),
+}
+
+/// One loaded table.
+#[derive(Debug, Clone)]
+pub struct ReferenceTable {
+    name: String,
+    key: Vec<String>,
+    batch: RecordBatch,
+    csv: String,
+    declaration: String,
+}
+
+impl ReferenceTable {
+    /// Its name in SQL.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Columns of which at most one row is valid at any instant.
+    #[must_use]
+    pub fn key(&self) -> &[String] {
+        &self.key
+    }
+
+    /// Its rows.
+    #[must_use]
+    pub fn batch(&self) -> &RecordBatch {
+        &self.batch
+    }
+
+    /// The columns.
+    #[must_use]
+    pub fn schema(&self) -> SchemaRef {
+        self.batch.schema()
+    }
+
+    /// Whether rows are valid for a time only.
+    #[must_use]
+    pub fn has_validity(&self) -> bool {
+        self.schema().column_with_name("valid_from").is_some() && self.schema().column_with_name("valid_to").is_some()
+    }
+}
+
+/// All reference tables of a project, as one immutable version.
+#[derive(Debug, Clone, Default)]
+pub struct ReferenceData {
+    tables: BTreeMap<String, ReferenceTable>,
+    version: String,
+}
+
+/// The files of one version, to be kept in the lake: name, declaration, CSV.
+pub type ReferenceFiles = Vec<(String, String, String)>;
+
+impl ReferenceData {
+    /// Hash of all declarations and files: the version that charges carry.
+    #[must_use]
+    pub fn version(&self) -> &str {
+        &self.version
+    }
+
+    /// A table by name.
+    #[must_use]
+    pub fn table(&self, name: &str) -> Option<&ReferenceTable> {
+        self.tables.get(name)
+    }
+
+    /// All tables by name.
+    pub fn tables(&self) -> impl Iterator<Item = &ReferenceTable> {
+        self.tables.values()
+    }
+
+    /// The files that this version was read from.
+    #[must_use]
+    pub fn files(&self) -> ReferenceFiles {
+        self.tables.values().map(|table| (table.name.clone(), table.declaration.clone(), table.csv.clone())).collect()
+    }
+
+    /// Reads `reference/` below a project; `shown` is how the project's folder is named in messages.
+    pub fn load(folder: &Path, shown: &str, diagnostics: &mut Diagnostics) -> Self {
+        let mut files = ReferenceFiles::new();
+        let mut names: Vec<_> = match std::fs::read_dir(folder) {
+            Ok(entries) => entries.flatten().map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|e| e == "csv")).collect(),
+            Err(_) => return Self::from_files(files, shown, diagnostics),
+        };
+        names.sort();
+        for path in names {
+            let stem = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+            let declared = path.with_extension("toml");
+            match (std::fs::read_to_string(&declared), std::fs::read_to_string(&path)) {
+                (Ok(declaration), Ok(csv)) => files.push((stem, declaration, csv)),
+                (Err(error), _) => diagnostics.push(
+                    Diagnostic::error("reference", &format!("{shown}/reference/{stem}.toml"), "", None, format!("the columns of {stem}.csv are not declared: {error}"))
+                        .help(format!("write reference/{stem}.toml with [columns] name = \"text\" | \"integer\" | \"decimal\" | \"boolean\" | \"date\" | \"timestamp\"")),
+                ),
+                (_, Err(error)) => {
+                    diagnostics.push(Diagnostic::error("reference", &format!("{shown}/reference/{stem}.csv"), "", None, format!("cannot be read: {error}")));
+                }
+            }
+        }
+        Self::from_files(files, shown, diagnostics)
+    }
+
+    /// Builds the tables from file contents, as they are kept in the lake.
+    pub fn from_files(files: ReferenceFiles, shown: &str, diagnostics: &mut Diagnostics) -> Self {
+        let mut hash = Sha256::new();
+        let mut tables = BTreeMap::new();
+        for (name, declaration, csv) in files {
+            for part in [&name, &declaration, &csv] {
+                hash.update((part.len() as u64).to_le_bytes());
+                hash.update(part.as_bytes());
+            }
+            let mut loader = Loader { name: &name, shown, declaration: &declaration, csv: &csv, diagnostics };
+            if let Some((key, batch)) = loader.load() {
+                tables.insert(name.clone(), ReferenceTable { name, key, batch, csv, declaration });
+            }
+        }
+        Self { tables, version: hex::encode(&hash.finalize()[..8]) }
+    }
+}
+
+struct Loader<'a> {
+    name: &'a str,
+    shown: &'a str,
+    declaration: &'a str,
+    csv: &'a str,
+    diagnostics: &'a mut Diagnostics,
+}
+
+/// A row and the line that it stands in.
+type Row = (u64, Vec<Cell>);
+
+impl Loader<'_> {
+    fn csv_error(&mut self, line: u64, message: impl Into<String>) {
+        let file = format!("{}/reference/{}.csv", self.shown, self.name);
+        let length = self.csv.lines().nth(usize::try_from(line).unwrap_or(1).saturating_sub(1)).map_or(1, |text| text.chars().count() as u64);
+        let place = Place { line, column: 1, end_line: line, end_column: length.max(1) + 1 };
+        self.diagnostics.push(Diagnostic::error("reference", &file, self.csv, Some(place), message));
+    }
+
+    fn toml_error(&mut self, place: Option<Place>, message: impl Into<String>) {
+        let file = format!("{}/reference/{}.toml", self.shown, self.name);
+        self.diagnostics.push(Diagnostic::error("reference", &file, self.declaration, place, message));
+    }
+
+    fn load(&mut self) -> Option<(Vec<String>, RecordBatch)> {
+        let declaration: Declaration = match toml::from_str(self.declaration) {
+            Ok(declaration) => declaration,
+            Err(error) => {
+                let place = error.span().map(|span| place_of_byte(self.declaration, span.start));
+                self.toml_error(place, error.message().to_owned());
+                return None;
+            }
+        };
+        let columns = self.columns(&declaration)?;
+        let timezone = declaration.timezone.clone().unwrap_or_else(|| "UTC".to_owned());
+        if let Err(error) = windows::zone(&timezone) {
+            self.toml_error(None, error.to_string());
+            return None;
+        }
+        let rows = self.rows(&columns, &timezone)?;
+        let tiered = ["up_to", "unit_price", "flat_fee"].iter().all(|name| columns.iter().any(|column| column.name == *name));
+        let (columns, rows, tiers) = if tiered { self.group_tiers(&columns, rows)? } else { (columns, rows, None) };
+        self.check_key(&declaration.key, &columns, &rows)?;
+        match build(&columns, &rows, tiers) {
+            Ok(batch) => Some((declaration.key, batch)),
+            Err(error) => {
+                self.toml_error(None, error.to_string());
+                None
+            }
+        }
+    }
+
+    fn columns(&mut self, declaration: &Declaration) -> Option<Vec<Column>> {
+        let mut columns = Vec::new();
+        for (name, value) in &declaration.columns {
+            let text = value.as_str().unwrap_or_default();
+            let (word, nullable) = text.strip_suffix('?').map_or((text, false), |word| (word, true));
+            let kind = match word {
+                "text" => ColumnType::Text,
+                "integer" => ColumnType::Integer,
+                "decimal" => ColumnType::Decimal,
+                "boolean" => ColumnType::Boolean,
+                "date" => ColumnType::Date,
+                "timestamp" => ColumnType::Timestamp,
+                _ => {
+                    let hint = did_you_mean(word, ["text", "integer", "decimal", "boolean", "date", "timestamp"]);
+                    self.toml_error(None, format!("column `{name}` has type `{text}`, which is none of text, integer, decimal, boolean, date, timestamp (with `?` where it may be empty){hint}"));
+                    return None;
+                }
+            };
+            columns.push(Column { name: name.clone(), kind, nullable });
+        }
+        for key in &declaration.key {
+            if !columns.iter().any(|column| column.name == *key) {
+                self.toml_error(None, format!("key names `{key}`, which is no column{}", did_you_mean(key, columns.iter().map(|c| c.name.as_str()))));
+                return None;
+            }
+        }
+        let bounds = columns.iter().filter(|column| column.is_bound()).count();
+        if bounds == 1 {
+            self.toml_error(None, "valid_from and valid_to go together");
+            return None;
+        }
+        if columns.iter().any(|column| column.is_bound() && !matches!(column.kind, ColumnType::Date | ColumnType::Timestamp)) {
+            self.toml_error(None, "valid_from and valid_to are of type date or timestamp");
+            return None;
+        }
+        Some(columns)
+    }
+
+    fn rows(&mut self, columns: &[Column], timezone: &str) -> Option<Vec<Row>> {
+        let mut reader = csv::ReaderBuilder::new().from_reader(self.csv.as_bytes());
+        let header: Vec<String> = match reader.headers() {
+            Ok(header) => header.iter().map(|name| name.trim().to_owned()).collect(),
+            Err(error) => {
+                self.csv_error(1, error.to_string());
+                return None;
+            }
+        };
+        let mut order = Vec::new();
+        for column in columns {
+            match header.iter().position(|name| *name == column.name) {
+                Some(index) => order.push(index),
+                None => {
+                    self.csv_error(1, format!("no column `{}`, which {}.toml declares", column.name, self.name));
+                    return None;
+                }
+            }
+        }
+        if let Some(extra) = header.iter().find(|name| !columns.iter().any(|column| column.name == **name)) {
+            self.csv_error(1, format!("column `{extra}` is not declared in {}.toml", self.name));
+            return None;
+        }
+        let mut rows = Vec::new();
+        let mut sound = true;
+        for record in reader.records() {
+            let record = match record {
+                Ok(record) => record,
+                Err(error) => {
+                    let line = error.position().map_or(1, csv::Position::line);
+                    self.csv_error(line, error.to_string());
+                    return None;
+                }
+            };
+            let line = record.position().map_or(1, csv::Position::line);
+            let cells: Result<Vec<Cell>, String> = columns
+                .iter()
+                .zip(&order)
+                .map(|(column, index)| cell(column, record.get(*index).unwrap_or_default().trim(), timezone).map_err(|error| format!("column `{}`: {error}", column.name)))
+                .collect();
+            match cells {
+                Ok(cells) => rows.push((line, cells)),
+                Err(message) => {
+                    self.csv_error(line, message);
+                    sound = false;
+                }
+            }
+        }
+        sound.then_some(rows)
+    }
+
+    /// Gathers the rows of a tier table by their other columns.
+    #[allow(clippy::type_complexity)]
+    fn group_tiers(&mut self, columns: &[Column], rows: Vec<Row>) -> Option<(Vec<Column>, Vec<Row>, Option<Vec<Vec<[Cell; 3]>>>)> {
+        let position = |name: &str| columns.iter().position(|column| column.name == name).unwrap_or_default();
+        let at = [position("up_to"), position("unit_price"), position("flat_fee")];
+        let mut groups: Vec<(Row, Vec<(u64, [Cell; 3])>)> = Vec::new();
+        let mut known: HashMap<Vec<Cell>, usize> = HashMap::new();
+        for (line, cells) in rows {
+            let tier = at.map(|index| cells[index].clone());
+            let rest: Vec<Cell> = cells.into_iter().enumerate().filter(|(index, _)| !at.contains(index)).map(|(_, cell)| cell).collect();
+            let group = *known.entry(rest.clone()).or_insert_with(|| {
+                groups.push(((line, rest), Vec::new()));
+                groups.len() - 1
+            });
+            groups[group].1.push((line, tier));
+        }
+        let mut sound = true;
+        for (_, tiers) in &mut groups {
+            tiers.sort_by(|(_, [a, ..]), (_, [b, ..])| match (a, b) {
+                (Cell::Null, Cell::Null) => std::cmp::Ordering::Equal,
+                (Cell::Null, _) => std::cmp::Ordering::Greater,
+                (_, Cell::Null) => std::cmp::Ordering::Less,
+                _ => a.cmp(b),
+            });
+            for pair in tiers.windows(2) {
+                if pair[0].1[0] == pair[1].1[0] {
+                    self.csv_error(pair[1].0, format!("two tiers of the same price end at the same up_to (line {} is the other)", pair[0].0));
+                    sound = false;
+                }
+            }
+            if let Some((line, [first, ..])) = tiers.first()
+                && matches!(first, Cell::Decimal(bound) if *bound <= Decimal::ZERO)
+            {
+                self.csv_error(*line, "up_to must be above 0");
+                sound = false;
+            }
+        }
+        let columns = columns.iter().filter(|column| !["up_to", "unit_price", "flat_fee"].contains(&column.name.as_str())).cloned().collect();
+        let (rows, tiers): (Vec<Row>, Vec<_>) = groups.into_iter().map(|(row, tiers)| (row, tiers.into_iter().map(|(_, tier)| tier).collect())).unzip();
+        sound.then_some((columns, rows, Some(tiers)))
+    }
+
+    /// At most one row per key is valid at any instant.
+    fn check_key(&mut self, key: &[String], columns: &[Column], rows: &[Row]) -> Option<()> {
+        let index = |name: &str| columns.iter().position(|column| column.name == name);
+        let bounds = index("valid_from").zip(index("valid_to"));
+        let instant = |cell: &Cell, open: i64| if let Cell::Instant(instant) = cell { *instant } else { open };
+        let mut sound = true;
+        if let Some((from, to)) = bounds {
+            for (line, cells) in rows {
+                if instant(&cells[to], i64::MAX) <= instant(&cells[from], i64::MIN) {
+                    self.csv_error(*line, "valid_to is not after valid_from");
+                    sound = false;
+                }
+            }
+        }
+        if key.is_empty() {
+            return sound.then_some(());
+        }
+        let positions: Vec<usize> = key.iter().filter_map(|name| index(name)).collect();
+        let mut groups: HashMap<Vec<&Cell>, Vec<(i64, i64, u64)>> = HashMap::new();
+        for (line, cells) in rows {
+            let (from, to) = bounds.map_or((i64::MIN, i64::MAX), |(from, to)| (instant(&cells[from], i64::MIN), instant(&cells[to], i64::MAX)));
+            groups.entry(positions.iter().map(|position| &cells[*position]).collect()).or_default().push((from, to, *line));
+        }
+        for spans in groups.values_mut() {
+            spans.sort_unstable();
+            for pair in spans.windows(2) {
+                if pair[1].0 < pair[0].1 {
+                    let since = if pair[1].0 == i64::MIN { "always".to_owned() } else { format!("from {}", format_instant(pair[1].0)) };
+                    self.csv_error(pair[1].2, format!("key ({}) has two rows that are valid at once {since}: line {} is the other", key.join(", "), pair[0].2));
+                    sound = false;
+                }
+            }
+        }
+        sound.then_some(())
+    }
+}
+
+fn cell(column: &Column, text: &str, timezone: &str) -> Result<Cell, String> {
+    if text.is_empty() {
+        return if column.nullable { Ok(Cell::Null) } else { Err("is empty; write the type with `?` where it may be".to_owned()) };
+    }
+    Ok(match column.kind {
+        ColumnType::Text => Cell::Text(text.to_owned()),
+        ColumnType::Integer => Cell::Integer(text.parse().map_err(|_| format!("`{text}` is not a whole number"))?),
+        ColumnType::Decimal => Cell::Decimal(text.parse().map_err(|error| format!("`{text}` {error}"))?),
+        ColumnType::Boolean => Cell::Boolean(text.parse().map_err(|_| format!("`{text}` is neither true nor false"))?),
+        ColumnType::Date if column.is_bound() => Cell::Instant(windows::instant_of_day(text, timezone)?),
+        ColumnType::Date => Cell::Date(windows::days_of_date(text)?),
+        ColumnType::Timestamp => Cell::Instant(parse_instant(text).map_err(|error| format!("`{text}` {error}"))?),
+    })
+}
+
+fn build(columns: &[Column], rows: &[Row], tiers: Option<Vec<Vec<[Cell; 3]>>>) -> Result<RecordBatch, arrow::error::ArrowError> {
+    let mut fields: Vec<Field> = columns.iter().map(|column| Field::new(&column.name, column.arrow(), column.nullable)).collect();
+    let mut arrays: Vec<ArrayRef> = (0..columns.len()).map(|index| array(&columns[index], rows.iter().map(|(_, cells)| &cells[index]))).collect();
+    if let Some(tiers) = tiers {
+        fields.push(Field::new("tiers", tiers_type(), false));
+        arrays.push(tiers_array(&tiers));
+    }
+    RecordBatch::try_new(Arc::new(Schema::new(fields)), arrays)
+}
+
+fn array<'a>(column: &Column, cells: impl Iterator<Item = &'a Cell>) -> ArrayRef {
+    macro_rules! collect {
+        ($builder:expr, $pattern:pat => $value:expr) => {{
+            let mut builder = $builder;
+            for cell in cells {
+                match cell {
+                    $pattern => builder.append_value($value),
+                    _ => builder.append_null(),
+                }
+            }
+            Arc::new(builder.finish())
+        }};
+    }
+    match column.arrow() {
+        DataType::Int64 => collect!(Int64Builder::new(), Cell::Integer(value) => *value),
+        DataType::Boolean => collect!(BooleanBuilder::new(), Cell::Boolean(value) => *value),
+        DataType::Date32 => collect!(Date32Builder::new(), Cell::Date(value) => *value),
+        DataType::Timestamp(..) => collect!(TimestampMicrosecondBuilder::new().with_data_type(instant_type()), Cell::Instant(value) => *value),
+        DataType::Decimal128(..) => collect!(Decimal128Builder::new().with_data_type(DECIMAL), Cell::Decimal(value) => value.raw()),
+        _ => collect!(StringBuilder::new(), Cell::Text(value) => value),
+    }
+}
+
+fn tiers_array(groups: &[Vec<[Cell; 3]>]) -> ArrayRef {
+    let fields: Fields = match tiers_field().data_type() {
+        DataType::Struct(fields) => fields.clone(),
+        _ => Fields::empty(),
+    };
+    let decimals = || Box::new(Decimal128Builder::new().with_data_type(DECIMAL));
+    let mut builder = ListBuilder::new(StructBuilder::new(fields, vec![decimals(), decimals(), decimals()])).with_field(tiers_field());
+    for tiers in groups {
+        for tier in tiers {
+            for (index, cell) in tier.iter().enumerate() {
+                if let Some(column) = builder.values().field_builder::<Decimal128Builder>(index) {
+                    match cell {
+                        Cell::Decimal(value) => column.append_value(value.raw()),
+                        _ => column.append_null(),
+                    }
+                }
+            }
+            builder.values().append(true);
+        }
+        builder.append(true);
+    }
+    Arc::new(builder.finish())
+}
+
+fn place_of_byte(text: &str, offset: usize) -> Place {
+    let before = &text[..offset.min(text.len())];
+    let line = before.matches('\n').count() as u64 + 1;
+    let column = before.rsplit('\n').next().map_or(0, |rest| rest.chars().count()) as u64 + 1;
+    Place::at(line, column)
+}

@@ -1,0 +1,68 @@
+//! DataFusion sessions for rules: only allowed functions, bounded memory, decimals instead of floats, UTC.
+
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+
+use datafusion::common::Result;
+use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
+use datafusion::execution::memory_pool::{FairSpillPool, TrackConsumersPool};
+use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
+use datafusion::execution::session_state::SessionStateBuilder;
+use datafusion::execution::{SessionState, SessionStateDefaults};
+use datafusion::prelude::{SessionConfig, SessionContext};
+
+use crate::functions;
+
+/// Memory and parallelism of sessions.
+#[derive(Debug, Clone)]
+pub struct SessionLimits {
+    /// Bytes that a query's operators may hold.
+    pub memory_bytes: usize,
+    /// Partitions of a query.
+    pub partitions: usize,
+}
+
+impl Default for SessionLimits {
+    fn default() -> Self {
+        Self { memory_bytes: 2 << 30, partitions: std::thread::available_parallelism().map_or(1, NonZeroUsize::get) }
+    }
+}
+
+/// A runtime whose operators share one bounded memory pool and spill to the temporary folder.
+///
+/// # Errors
+/// When the temporary folder cannot be used.
+pub fn runtime(limits: &SessionLimits) -> Result<Arc<RuntimeEnv>> {
+    let top = NonZeroUsize::MIN.saturating_add(4);
+    let pool = TrackConsumersPool::new(FairSpillPool::new(limits.memory_bytes), top);
+    RuntimeEnvBuilder::new()
+        .with_memory_pool(Arc::new(pool))
+        .with_disk_manager_builder(DiskManagerBuilder::default().with_mode(DiskManagerMode::OsTmpDirectory))
+        .build_arc()
+}
+
+/// A session on `runtime` in which only the functions of rules exist.
+#[must_use]
+pub fn session(runtime: Arc<RuntimeEnv>, limits: &SessionLimits) -> SessionContext {
+    SessionContext::new_with_state(state(runtime, limits))
+}
+
+fn state(runtime: Arc<RuntimeEnv>, limits: &SessionLimits) -> SessionState {
+    let mut config = SessionConfig::new().with_target_partitions(limits.partitions.max(1)).with_information_schema(false);
+    let options = config.options_mut();
+    options.sql_parser.parse_float_as_decimal = true;
+    options.sql_parser.collect_spans = true;
+    options.sql_parser.map_string_types_to_utf8view = false;
+    options.execution.parquet.schema_force_view_types = false;
+    options.execution.time_zone = Some("UTC".to_owned());
+    let mut planners = vec![functions::arithmetic_planner()];
+    planners.extend(SessionStateDefaults::default_expr_planners());
+    SessionStateBuilder::new()
+        .with_config(config)
+        .with_runtime_env(runtime)
+        .with_scalar_functions(functions::scalar_functions())
+        .with_aggregate_functions(functions::aggregate_functions())
+        .with_window_functions(functions::window_functions())
+        .with_expr_planners(planners)
+        .build()
+}
