@@ -6,12 +6,15 @@
 
 mod config;
 mod delivery;
+mod publisher;
 mod template;
 mod tls;
 mod v4;
 mod v5;
 
 pub use config::{MqttConfig, MqttError, MqttVersion, Payload};
+pub use delivery::bind;
+pub use publisher::{PublishError, publish};
 pub use template::{TemplateError, TopicTemplate};
 
 use std::sync::Arc;

@@ -70,7 +70,13 @@ pub fn chunk(
                     continue;
                 }
                 let range = u32::try_from(from).ok().zip(u32::try_from(from + bytes.len()).ok());
-                collector.record(&fields(context, header, &record, bytes), Place::Line(line), bytes, range);
+                let fields = fields(context, header, &record, bytes);
+                if !collector.record(&fields, Place::Line(line), bytes, range)
+                    && let Ok(fields) = &fields
+                {
+                    // With the names of the columns, so that the row can be replayed without its file.
+                    collector.set_last_raw(fields.to_json().into_bytes());
+                }
             }
             Err(error) => {
                 collector.reject(None, None, Place::Line(first_line), Reason::CsvMalformed, error.to_string(), &body[start.min(body.len())..]);

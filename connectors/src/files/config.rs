@@ -123,6 +123,14 @@ impl FilesConfig {
         }
     }
 
+    /// Checks the times.
+    ///
+    /// # Errors
+    /// [`FilesError`].
+    pub fn check(&self) -> Result<(), FilesError> {
+        self.settle().and(self.poll()).map(|_| ())
+    }
+
     pub(super) fn settle(&self) -> Result<Duration, FilesError> {
         self.duration("settle", &self.settle)
     }

@@ -213,17 +213,7 @@ impl Receiver {
             (Payload::CloudEvents, None) => ndjson::parse(&self.context, Shape::CloudEvent, &delivery.payload)?,
             (Payload::Json, _) => ndjson::parse(&self.context, Shape::Plain, &delivery.payload)?,
         };
-        for (name, value) in bound {
-            let name = if name == "meter" && self.payload == Payload::CloudEvents { "type" } else { name };
-            match fields.get(name) {
-                None => fields.push(name, Value::Text(Cow::Borrowed(value))),
-                Some(given) if given.text() == Some(value) => {}
-                Some(given) => {
-                    let message = format!("the topic says {name} `{value}`, the message `{}`", given.text().unwrap_or("null"));
-                    return Err((Reason::TopicMismatch, message));
-                }
-            }
-        }
+        bind(&mut fields, &bound, self.payload)?;
         Ok(fields)
     }
 
@@ -241,4 +231,23 @@ impl Receiver {
         }
         Some(attributes)
     }
+}
+
+/// Adds the fields that the topic binds; where the message says something else, neither is believed.
+///
+/// # Errors
+/// [`Reason::TopicMismatch`].
+pub fn bind<'f>(fields: &mut Fields<'f>, bound: &[(&'f str, &'f str)], payload: Payload) -> Result<(), (Reason, String)> {
+    for (name, value) in bound {
+        let name = if *name == "meter" && payload == Payload::CloudEvents { "type" } else { name };
+        match fields.get(name) {
+            None => fields.push(name, Value::Text(Cow::Borrowed(value))),
+            Some(given) if given.text() == Some(value) => {}
+            Some(given) => {
+                let message = format!("the topic says {name} `{value}`, the message `{}`", given.text().unwrap_or("null"));
+                return Err((Reason::TopicMismatch, message));
+            }
+        }
+    }
+    Ok(())
 }

@@ -1,0 +1,210 @@
+//! Capture: submissions → dedup → usage log → answers. One thread owns the index and the log's end.
+//!
+//! Whatever waits in the queue is written as one group with one sync; a lone submission is written at once.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+
+use arrow::array::{BooleanArray, RecordBatch};
+use arrow::compute::{concat_batches, filter_record_batch};
+use ratemill_connectors::{IntakeError, Receipt, Submission};
+use ratemill_schemas::files::FileClaim;
+use ratemill_schemas::rejected::to_batch;
+use ratemill_schemas::{EventHasher, EventKey, Reason, Rejection, UsageSchema, Verdict, time};
+use tokio::sync::{Notify, mpsc};
+
+use crate::dedup::DedupIndex;
+use crate::log::{Frame, InputProgress, LogError, LogWriter};
+
+/// Rows of one group.
+const GROUP_ROWS: usize = 100_000;
+/// Bytes of one group, about.
+const GROUP_BYTES: usize = 8 << 20;
+
+/// What the rest of the engine sees of capture.
+#[derive(Debug, Default)]
+pub struct CaptureProgress {
+    /// Position up to which the log is durable.
+    pub position: AtomicI64,
+    /// Bytes of the log.
+    pub log_bytes: AtomicU64,
+    /// Rung after each group.
+    pub grown: Notify,
+}
+
+/// The capture thread's state.
+#[derive(Debug)]
+pub struct Capture {
+    /// Submissions.
+    pub queue: mpsc::Receiver<Submission>,
+    /// The log's end.
+    pub log: LogWriter,
+    /// What was seen.
+    pub dedup: DedupIndex,
+    /// Hashes rejections.
+    pub hasher: EventHasher,
+    /// The usage schema.
+    pub schema: Arc<UsageSchema>,
+    /// Name of the log, for receipts.
+    pub log_id: Arc<str>,
+    /// Bytes of log from which on submissions are refused.
+    pub quota: u64,
+    /// What the rest of the engine sees.
+    pub progress: Arc<CaptureProgress>,
+}
+
+/// One submission after dedup, waiting for the sync.
+struct Pending {
+    submission: Submission,
+    verdicts: Vec<Verdict>,
+}
+
+impl Capture {
+    /// Works until every sender is gone.
+    ///
+    /// # Errors
+    /// [`LogError`] when the log or the index failed: nothing after that was answered, and the process must stop.
+    pub fn run(mut self) -> Result<(), LogError> {
+        while let Some(first) = self.queue.blocking_recv() {
+            let mut group = vec![first];
+            let (mut rows, mut bytes) = weigh(&group[0]);
+            while rows < GROUP_ROWS && bytes < GROUP_BYTES {
+                let Ok(next) = self.queue.try_recv() else { break };
+                let (more_rows, more_bytes) = weigh(&next);
+                rows += more_rows;
+                bytes += more_bytes;
+                group.push(next);
+            }
+            if self.progress.log_bytes.load(Ordering::Acquire) > self.quota {
+                for submission in group {
+                    count(&submission.input, "refused", submission.usage.records());
+                    let _ = submission.reply.send(Err(IntakeError::Full));
+                }
+                continue;
+            }
+            self.commit(group)?;
+        }
+        Ok(())
+    }
+
+    fn commit(&mut self, group: Vec<Submission>) -> Result<(), LogError> {
+        let started = std::time::Instant::now();
+        let mut pending = Vec::with_capacity(group.len());
+        let mut batches: Vec<RecordBatch> = Vec::new();
+        let mut rejections: Vec<(Arc<str>, Rejection)> = Vec::new();
+        let mut claims: Vec<FileClaim> = Vec::new();
+        let mut inputs: HashMap<Arc<str>, Option<i64>> = HashMap::new();
+        let mut duplicates = 0;
+        for mut submission in group {
+            let verdicts = self.verdicts(&submission, &mut rejections)?;
+            duplicates += verdicts.iter().filter(|verdict| **verdict == Verdict::Duplicate).count();
+            for rejection in std::mem::take(&mut submission.usage.rejections) {
+                let key = EventKey { identity: self.hasher.rejection(&submission.input, &rejection.position, &rejection.raw), content: 0 };
+                count(&submission.input, "rejected", 1);
+                metrics::counter!("ratemill_rejected_total", "reason" => rejection.reason.code()).increment(1);
+                if self.dedup.check(key)? == Verdict::Accepted {
+                    rejections.push((Arc::clone(&submission.input), rejection));
+                }
+            }
+            if let Some(batch) = accepted(&submission.usage.batch, &verdicts).map_err(|source| self.arrow(source))? {
+                batches.push(batch);
+            }
+            claims.append(&mut submission.claims.clone());
+            let time_max = submission.usage.time_max.filter(|_| !submission.historical);
+            let progress = inputs.entry(Arc::clone(&submission.input)).or_default();
+            *progress = (*progress).max(time_max);
+            pending.push(Pending { submission, verdicts });
+        }
+        let usage = match batches.len() {
+            0 => None,
+            1 => batches.pop(),
+            _ => Some(concat_batches(self.schema.decoded(), &batches).map_err(|source| self.arrow(source))?),
+        };
+        let rejected = if rejections.is_empty() {
+            None
+        } else {
+            Some(to_batch(rejections.iter().map(|(input, rejection)| (&**input, rejection))).map_err(|source| self.arrow(source))?)
+        };
+        let inputs = inputs.into_iter().map(|(input, time_max)| InputProgress { input: input.to_string(), time_max }).collect();
+        let mut frame = Frame::new(usage, rejected, duplicates, inputs, claims);
+        if !frame.is_empty() {
+            let bytes = self.log.append(&mut frame, time::now())?;
+            self.progress.log_bytes.fetch_add(bytes, Ordering::AcqRel);
+            self.progress.position.store(self.log.position(), Ordering::Release);
+            self.progress.grown.notify_one();
+            metrics::histogram!("ratemill_log_commit_duration_seconds").record(started.elapsed());
+        }
+        self.answer(pending);
+        Ok(())
+    }
+
+    fn verdicts(&mut self, submission: &Submission, rejections: &mut Vec<(Arc<str>, Rejection)>) -> Result<Vec<Verdict>, LogError> {
+        let usage = &submission.usage;
+        let mut verdicts = Vec::with_capacity(usage.keys.len());
+        for (row, key) in usage.keys.iter().enumerate() {
+            let verdict = self.dedup.check(*key)?;
+            if verdict == Verdict::Conflict {
+                let index = usage.rows[row];
+                let raw = usage.raw_of(row);
+                let position = usage.positions.describe(row, index);
+                let key = EventKey { identity: self.hasher.rejection(&submission.input, "conflict", &raw), content: 0 };
+                if self.dedup.check(key)? == Verdict::Accepted {
+                    rejections.push((Arc::clone(&submission.input), conflict(&usage.batch, row, index, position, raw)));
+                }
+                metrics::counter!("ratemill_rejected_total", "reason" => Reason::IdentityConflict.code()).increment(1);
+            }
+            verdicts.push(verdict);
+        }
+        Ok(verdicts)
+    }
+
+    fn answer(&self, pending: Vec<Pending>) {
+        for Pending { submission, verdicts } in pending {
+            let of = |verdict| verdicts.iter().filter(|given| **given == verdict).count();
+            count(&submission.input, "accepted", of(Verdict::Accepted));
+            count(&submission.input, "duplicate", of(Verdict::Duplicate));
+            count(&submission.input, "conflict", of(Verdict::Conflict));
+            // A sender that went away sends again, and is told of duplicates then.
+            let _ = submission.reply.send(Ok(Receipt { log_id: Arc::clone(&self.log_id), position: self.log.position(), verdicts }));
+        }
+    }
+
+    fn arrow(&self, source: arrow::error::ArrowError) -> LogError {
+        LogError::Arrow { path: self.log_id.as_ref().into(), source }
+    }
+}
+
+fn weigh(submission: &Submission) -> (usize, usize) {
+    (submission.usage.records(), submission.usage.batch.get_array_memory_size())
+}
+
+fn count(input: &str, outcome: &'static str, events: usize) {
+    if events > 0 {
+        metrics::counter!("ratemill_ingest_events_total", "connector" => input.to_owned(), "outcome" => outcome).increment(events as u64);
+    }
+}
+
+/// The accepted rows; `None` when there are none.
+fn accepted(batch: &RecordBatch, verdicts: &[Verdict]) -> Result<Option<RecordBatch>, arrow::error::ArrowError> {
+    if verdicts.iter().all(|verdict| *verdict == Verdict::Accepted) {
+        return Ok((!verdicts.is_empty()).then(|| batch.clone()));
+    }
+    let mask: BooleanArray = verdicts.iter().map(|verdict| Some(*verdict == Verdict::Accepted)).collect();
+    let kept = filter_record_batch(batch, &mask)?;
+    Ok((kept.num_rows() > 0).then_some(kept))
+}
+
+fn conflict(batch: &RecordBatch, row: usize, index: u32, position: String, raw: Vec<u8>) -> Rejection {
+    use arrow::array::AsArray;
+    let text = |column: usize| batch.column(column).as_string::<i32>().value(row).to_owned();
+    Rejection {
+        index,
+        source: Some(text(0)),
+        id: Some(text(1)),
+        position,
+        reason: Reason::IdentityConflict,
+        message: "this source and id were used before by an event with other content".to_owned(),
+        raw,
+    }
+}

@@ -1,0 +1,203 @@
+//! The command line: output on stdout, everything else on stderr, exit codes that mean something.
+
+mod check;
+mod demo;
+mod init;
+mod rate;
+mod rejected;
+mod run;
+mod sql;
+mod table;
+
+use std::io::IsTerminal;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand, ValueEnum};
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+
+use crate::lake::LakeError;
+use crate::pipeline::OpenError;
+use crate::query::QueryError;
+
+/// Usage-billing mediation: capture usage, rate it with SQL, keep charges in an open lake.
+///
+/// Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 rule errors, 4 test or audit mismatch,
+/// 5 lake held by another, 130 interrupted.
+#[derive(Debug, Parser)]
+#[command(name = "ratemill", version, max_term_width = 110)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    /// How much to log on stderr (RUST_LOG overrides): error, warn, info or debug.
+    #[arg(long, global = true, default_value = "warn", value_name = "LEVEL")]
+    log: String,
+    /// How to log.
+    #[arg(long, global = true, value_enum, default_value_t = LogFormat::Text)]
+    log_format: LogFormat,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum LogFormat {
+    Text,
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Make a business-centre project, send it a month of usage, and show invoices and a correction.
+    Demo(demo::Demo),
+    /// Make a project to start from.
+    Init(init::Init),
+    /// Check rules, reference data and configuration.
+    Check(check::Check),
+    /// Rate files once: usage in, charges out.
+    Rate(rate::Rate),
+    /// Run the live engine with all connectors.
+    Run(run::Run),
+    /// Query usage, charges, rejected, invoice_lines, invoice_totals and reference tables (read-only).
+    Sql(sql::Sql),
+    /// List rejected records, or send them again after their cause was mended.
+    #[command(subcommand)]
+    Rejected(rejected::Rejected),
+}
+
+/// How a command failed.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    code: u8,
+    message: String,
+}
+
+impl Failure {
+    pub(crate) fn failed(message: impl ToString) -> Self {
+        Self { code: 1, message: message.to_string() }
+    }
+
+    pub(crate) fn usage(message: impl ToString) -> Self {
+        Self { code: 2, message: message.to_string() }
+    }
+
+    pub(crate) fn rules(message: impl ToString) -> Self {
+        Self { code: 3, message: message.to_string() }
+    }
+
+    fn interrupted() -> Self {
+        Self { code: 130, message: "interrupted".to_owned() }
+    }
+}
+
+impl From<OpenError> for Failure {
+    fn from(error: OpenError) -> Self {
+        let code = match &error {
+            OpenError::Config(_) | OpenError::Connector(_) => 2,
+            OpenError::Rules(_) => 3,
+            OpenError::Lake(LakeError::Held(_)) | OpenError::Log(crate::log::LogError::Locked { .. }) => 5,
+            OpenError::Lake(LakeError::Url { .. }) => 2,
+            _ => 1,
+        };
+        Self { code, message: with_causes(&error) }
+    }
+}
+
+impl From<QueryError> for Failure {
+    fn from(error: QueryError) -> Self {
+        let code = if matches!(error, QueryError::Config(_)) { 2 } else { 1 };
+        Self { code, message: with_causes(&error) }
+    }
+}
+
+/// The message and those of its causes that it does not say itself.
+fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut message = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        let text = inner.to_string();
+        if !message.contains(&text) {
+            message.push_str(&format!(": {text}"));
+        }
+        cause = inner.source();
+    }
+    message
+}
+
+/// A project folder given on the command line.
+#[derive(Debug, Clone, clap::Args)]
+struct Project {
+    /// The project folder, which holds ratemill.toml.
+    #[arg(short = 'C', long = "project", default_value = ".", value_name = "DIR")]
+    folder: PathBuf,
+}
+
+/// Runs the program.
+#[must_use]
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    start_logging(&cli);
+    // One crypto provider for the whole process, whatever the libraries bring.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("error: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let outcome = runtime.block_on(async {
+        match cli.command {
+            Command::Demo(demo) => demo.run().await,
+            Command::Init(init) => init.run(),
+            Command::Check(check) => check.run().await,
+            Command::Rate(rate) => rate.run().await,
+            Command::Run(run) => run.run().await,
+            Command::Sql(sql) => sql.run().await,
+            Command::Rejected(rejected) => rejected.run().await,
+        }
+    });
+    runtime.shutdown_background();
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            let prefix = if failure.message.starts_with("error") { "" } else { "error: " };
+            eprintln!("{prefix}{}", failure.message);
+            ExitCode::from(failure.code)
+        }
+    }
+}
+
+fn start_logging(cli: &Cli) {
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(format!("{},deltalake_core=error,buoyant_kernel=error,rumqttc=error", cli.log)));
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal());
+    let started = match cli.log_format {
+        LogFormat::Text => builder.with_target(false).try_init(),
+        LogFormat::Json => builder.json().try_init(),
+    };
+    if let Err(error) = started {
+        eprintln!("warning: no logging: {error}");
+    }
+}
+
+/// Installs the process-wide metrics recorder.
+fn start_metrics() -> Result<PrometheusHandle, Failure> {
+    let handle = PrometheusBuilder::new().install_recorder().map_err(Failure::failed)?;
+    metrics::gauge!("ratemill_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
+    Ok(handle)
+}
+
+/// Ends when the user or the system asks the process to stop.
+async fn stop_signal() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let terminate = async {
+        match signal(SignalKind::terminate()) {
+            Ok(mut signal) => {
+                signal.recv().await;
+            }
+            Err(_) => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        _ = tokio::signal::ctrl_c() => {}
+        () = terminate => {}
+    }
+}

@@ -1,0 +1,46 @@
+//! `ratemill run`: the live engine.
+
+use clap::Args;
+use tokio_util::sync::CancellationToken;
+
+use super::{Failure, Project, start_metrics, stop_signal};
+use crate::live;
+use crate::pipeline::{Pipeline, shown};
+
+/// `ratemill run`
+#[derive(Debug, Args)]
+pub(super) struct Run {
+    #[command(flatten)]
+    project: Project,
+}
+
+impl Run {
+    pub(super) async fn run(self) -> Result<(), Failure> {
+        let metrics = start_metrics()?;
+        let folder = &self.project.folder;
+        let pipeline = Pipeline::open(folder, &shown(folder)).await?;
+        let stop = CancellationToken::new();
+        let signal = stop.clone();
+        tokio::spawn(async move {
+            stop_signal().await;
+            tracing::info!("stopping");
+            signal.cancel();
+            // A second signal does not wait.
+            stop_signal().await;
+            std::process::exit(130);
+        });
+        live::run(pipeline, metrics, stop, |address| println!("listening http://{address}"), |report| {
+            tracing::info!(
+                epoch = report.epoch,
+                usage = report.usage,
+                rejected = report.rejected,
+                windows = report.windows,
+                charges = report.charges,
+                corrections = report.corrections,
+                "epoch"
+            );
+        })
+        .await?;
+        Ok(())
+    }
+}

@@ -1,0 +1,15 @@
+//! Epochs make what the log holds permanent: manifest, usage, due windows, charges, completion record, trim.
+//!
+//! A manifest is written before any work and read again by a retry, so that a crash at any moment repeats the same
+//! epoch. Every commit carries the epoch's number as an application transaction and happens once.
+
+mod due;
+mod manifest;
+mod run;
+mod state;
+
+pub use due::Finalize;
+pub use manifest::{Completion, Manifest, latest_completion};
+pub(crate) use run::{frame_keys, rejection_keys};
+pub use run::{EpochError, EpochReport, EpochSetup, Epochs, table_specs};
+pub use state::{EngineState, OpenWindow, TableVersions};

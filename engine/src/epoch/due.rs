@@ -1,0 +1,143 @@
+//! Which windows an epoch evaluates.
+
+use std::collections::BTreeMap;
+
+use arrow::array::{AsArray, RecordBatch};
+use arrow::datatypes::TimestampMicrosecondType;
+use ratemill_rules::{Rule, RuleProject};
+use ratemill_schemas::Window;
+use ratemill_schemas::windows::WindowError;
+
+use super::manifest::WindowTask;
+use super::state::{EngineState, OpenWindow};
+
+/// When windows become final.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Finalize {
+    /// By watermark or clock and the rule's grace.
+    Live,
+    /// Those wholly inside `[from, to)`, µs UTC; with `re_rate` also those that were published before.
+    Range {
+        /// First instant.
+        from: i64,
+        /// First instant after.
+        to: i64,
+        /// Evaluate published windows again with the present rules and reference data.
+        re_rate: bool,
+    },
+    /// None: usage is only stored.
+    Nothing,
+}
+
+/// Windows of each rule that the usage of an epoch falls into, with the first time that it was logged.
+pub(super) type Touched<'p> = Vec<(&'p Rule, BTreeMap<Window, i64>)>;
+
+/// The windows that these rows fall into.
+pub(super) fn touched<'p>(project: &'p RuleProject, batches: &[RecordBatch]) -> Result<Touched<'p>, WindowError> {
+    let mut touched: Touched<'p> = project.rules.iter().filter(|rule| rule.reads_usage).map(|rule| (rule, BTreeMap::new())).collect();
+    for batch in batches {
+        let schema = batch.schema();
+        let column = |name: &str| schema.index_of(name).ok().map(|index| batch.column(index));
+        let (Some(meters), Some(times), Some(ingested)) = (column("meter"), column("time"), column("ingested_at")) else { continue };
+        let meters = meters.as_string::<i32>();
+        let times = times.as_primitive::<TimestampMicrosecondType>().values();
+        let ingested = ingested.as_primitive::<TimestampMicrosecondType>().values();
+        for (rule, windows) in &mut touched {
+            // Most rows fall into the window of the row before.
+            let mut last: Option<Window> = None;
+            for row in 0..batch.num_rows() {
+                if last.is_some_and(|window| window.contains(times[row])) || !rule.reads(meters.value(row)) {
+                    continue;
+                }
+                let window = rule.options.window.window_of(times[row])?;
+                last = Some(window);
+                if rule.in_force_at(window.start) {
+                    let first = windows.entry(window).or_insert(ingested[row]);
+                    *first = (*first).min(ingested[row]);
+                }
+            }
+        }
+    }
+    Ok(touched)
+}
+
+/// Adds touched windows to the open ones, or returns them as late where they were published.
+pub(super) fn note_usage(state: &mut EngineState, touched: Touched<'_>, watermark_before: Option<i64>) -> Vec<WindowTask> {
+    let mut late = Vec::new();
+    for (rule, windows) in touched {
+        for (window, first_ingest) in windows {
+            match state.finalized(&rule.name, window) {
+                Some(range) if range.published => late.push(WindowTask {
+                    rule: rule.name.clone(),
+                    rule_version: range.rule_version.clone(),
+                    reference_version: range.reference_version.clone(),
+                    window,
+                    cause: "late usage".to_owned(),
+                }),
+                found => {
+                    let was_closed = found.is_some();
+                    if was_closed {
+                        state.reopen(&rule.name, window);
+                    }
+                    if !state.open.iter().any(|open| open.rule == rule.name && open.window == window) {
+                        let deadline = window.end.saturating_add(rule.options.grace);
+                        state.open.push(OpenWindow {
+                            rule: rule.name.clone(),
+                            window,
+                            first_ingest,
+                            late_as_a_whole: watermark_before.is_some_and(|watermark| watermark >= deadline),
+                        });
+                    }
+                }
+            }
+        }
+    }
+    late
+}
+
+/// The windows that become final now, by rule and start.
+pub(super) fn due(state: &EngineState, project: &RuleProject, clock: i64, finalize: Finalize) -> Result<Vec<WindowTask>, WindowError> {
+    let mut tasks = Vec::new();
+    for rule in &project.rules {
+        let (from, to) = match finalize {
+            Finalize::Nothing => return Ok(tasks),
+            Finalize::Live => (rule.options.effective_from, clock.max(state.watermark.unwrap_or(clock))),
+            Finalize::Range { from, to, .. } => (from.max(rule.options.effective_from), to),
+        };
+        for window in rule.options.window.windows_between(from, to)? {
+            if !rule.in_force_at(window.start) {
+                continue;
+            }
+            let published = state.finalized(&rule.name, window);
+            let is_due = match finalize {
+                Finalize::Range { from, to, re_rate } => window.start >= from && window.end <= to && (re_rate || published.is_none()),
+                _ => published.is_none() && is_due(state, rule, window, clock),
+            };
+            if is_due {
+                let cause = if published.is_some_and(|range| range.published) { "re-rate" } else { "window closed" };
+                tasks.push(WindowTask {
+                    rule: rule.name.clone(),
+                    rule_version: rule.version.clone(),
+                    reference_version: project.reference.version().to_owned(),
+                    window,
+                    cause: cause.to_owned(),
+                });
+            }
+        }
+    }
+    Ok(tasks)
+}
+
+/// Whether the watermark, or the clock, has passed the window's end and grace. Usage that arrived after that as a
+/// whole gives the window a new deadline, from its first ingest.
+fn is_due(state: &EngineState, rule: &Rule, window: Window, clock: i64) -> bool {
+    let deadline = window.end.saturating_add(rule.options.grace);
+    let by_watermark = state.watermark.is_some_and(|watermark| watermark >= deadline);
+    match state.open.iter().find(|open| open.rule == rule.name && open.window == window) {
+        None => by_watermark || clock >= deadline,
+        Some(open) => {
+            let clock_deadline = if open.first_ingest > deadline { open.first_ingest.saturating_add(rule.options.grace) } else { deadline };
+            (by_watermark && !open.late_as_a_whole) || clock >= clock_deadline
+        }
+    }
+}

@@ -1,0 +1,638 @@
+//! Running an epoch, and finishing one that a crash interrupted.
+
+use std::collections::{BTreeMap, HashSet};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use arrow::array::{AsArray, RecordBatch};
+use arrow::compute::{concat_batches, filter_record_batch};
+use arrow::datatypes::TimestampMicrosecondType;
+use datafusion::common::ScalarValue;
+use datafusion::execution::runtime_env::RuntimeEnv;
+use datafusion::prelude::{col, lit};
+use ratemill_rules::functions::FUNCTIONS_VERSION;
+use ratemill_rules::session::{SessionLimits, runtime, session};
+use ratemill_rules::{Diagnostics, Evaluator, RateError, ReferenceData, RuleProject, WindowCharges};
+use ratemill_schemas::files::{self, FileClaim};
+use ratemill_schemas::invoicing::InvoicingCalendar;
+use ratemill_schemas::windows::WindowError;
+use ratemill_schemas::{EventHasher, EventKey, UsageSchema, Window, charges, rejected, time};
+
+use super::due::{self, Finalize};
+use super::manifest::{Completion, Manifest, WindowTask, completion_name, encode, manifest_name, read};
+use super::state::{EngineState, Finalized, TableVersions};
+use crate::capture::CaptureProgress;
+use crate::dedup::DedupIndex;
+use crate::lake::owner::Ownership;
+use crate::lake::{Lake, LakeError, LakeTable, TableSpec};
+use crate::ledger::{self, Posting};
+use crate::log::{self, Frame, LogError};
+
+/// Name of the application transactions of epochs.
+const APPLICATION: &str = "ratemill/epoch";
+/// Name of the application transaction that a new owner commits to every table.
+const OWNER: &str = "ratemill/owner";
+
+/// Why an epoch failed. It is tried again with the same manifest.
+#[derive(Debug, thiserror::Error)]
+pub enum EpochError {
+    /// The lake.
+    #[error(transparent)]
+    Lake(#[from] LakeError),
+    /// The log.
+    #[error(transparent)]
+    Log(#[from] LogError),
+    /// A rule.
+    #[error(transparent)]
+    Rate(#[from] RateError),
+    /// A window outside the calendar.
+    #[error(transparent)]
+    Window(#[from] WindowError),
+    /// Arrow.
+    #[error("epoch {epoch}: {source}")]
+    Arrow {
+        /// The epoch.
+        epoch: i64,
+        /// What Arrow said.
+        source: arrow::error::ArrowError,
+    },
+    /// A query on the ledger.
+    #[error("reading the ledger: {0}")]
+    Query(#[from] datafusion::error::DataFusionError),
+    /// The books of the epoch do not balance.
+    #[error("epoch {epoch}: {message}; nothing was committed to the ledger")]
+    Books {
+        /// The epoch.
+        epoch: i64,
+        /// What differs.
+        message: String,
+    },
+    /// A rule or reference version that a published window needs is not in the lake.
+    #[error("rule `{rule}`, version {version}: {message}")]
+    Version {
+        /// The rule.
+        rule: String,
+        /// The version.
+        version: String,
+        /// What is missing or wrong.
+        message: String,
+    },
+}
+
+/// What an epoch did.
+#[derive(Debug, Clone, Default)]
+pub struct EpochReport {
+    /// Its number.
+    pub epoch: i64,
+    /// Usage events that went into the lake.
+    pub usage: usize,
+    /// Rejected records.
+    pub rejected: usize,
+    /// Windows evaluated.
+    pub windows: usize,
+    /// Ledger rows.
+    pub charges: usize,
+    /// Of them, corrections.
+    pub corrections: usize,
+    /// Rules that could not be evaluated, with their messages; their windows stay as they were.
+    pub failures: Vec<String>,
+}
+
+/// The tables of the lake.
+#[derive(Debug)]
+struct Tables {
+    usage: LakeTable,
+    rejected: LakeTable,
+    files: LakeTable,
+    charges: LakeTable,
+}
+
+/// Runs epochs, one after the other.
+#[derive(Debug)]
+pub struct Epochs {
+    lake: Lake,
+    ownership: Ownership,
+    tables: Tables,
+    project: RuleProject,
+    schema: Arc<UsageSchema>,
+    state: EngineState,
+    last: i64,
+    log_folder: PathBuf,
+    dedup_folder: PathBuf,
+    log_id: String,
+    hasher: EventHasher,
+    progress: Arc<CaptureProgress>,
+    calendar: InvoicingCalendar,
+    runtime: Arc<RuntimeEnv>,
+    limits: SessionLimits,
+    idle: i64,
+    epoch_bytes: u64,
+    inputs: Vec<String>,
+    opened_at: i64,
+    /// Windows whose rule failed since the start: not tried again before there is new usage.
+    failed: HashSet<(String, Window)>,
+}
+
+/// What [`Epochs::open`] needs beside the lake.
+#[derive(Debug)]
+pub struct EpochSetup {
+    /// The rules.
+    pub project: RuleProject,
+    /// The usage schema.
+    pub schema: Arc<UsageSchema>,
+    /// The log folder.
+    pub log_folder: PathBuf,
+    /// The folder of the dedup index.
+    pub dedup_folder: PathBuf,
+    /// The log's name.
+    pub log_id: String,
+    /// Hashes event ids.
+    pub hasher: EventHasher,
+    /// What capture has done.
+    pub progress: Arc<CaptureProgress>,
+    /// Invoicing months.
+    pub calendar: InvoicingCalendar,
+    /// Memory of rating.
+    pub limits: SessionLimits,
+    /// Silence after which an input holds nothing back, µs.
+    pub idle: i64,
+    /// Bytes of log in one epoch.
+    pub epoch_bytes: u64,
+    /// Configured inputs that move the watermark.
+    pub inputs: Vec<String>,
+}
+
+/// The specifications of the lake's tables.
+#[must_use]
+pub fn table_specs(schema: &UsageSchema) -> [TableSpec; 4] {
+    [
+        TableSpec { name: "usage", schema: schema.stored().clone(), partitions: &["day"], statistics: &["source", "id", "meter", "subject", "time", "log_position"] },
+        TableSpec { name: "rejected", schema: rejected::schema(), partitions: &[], statistics: &["rejected_at", "connector", "reason", "log_position"] },
+        TableSpec { name: "files", schema: files::schema(), partitions: &[], statistics: &["claimed_at", "connector", "path"] },
+        TableSpec {
+            name: "charges",
+            schema: charges::schema(&[]),
+            partitions: &["posting_period"],
+            statistics: &["charge_id", "customer_id", "contract_id", "window_start", "window_end", "billing_period", "item", "currency", "rule", "epoch"],
+        },
+    ]
+}
+
+impl Epochs {
+    /// Opens the tables, makes the new generation known to each, keeps the present rules and reference data in the
+    /// lake, and finishes an epoch that was interrupted.
+    ///
+    /// # Errors
+    /// [`EpochError`].
+    pub async fn open(lake: Lake, ownership: Ownership, completion: Option<Completion>, setup: EpochSetup) -> Result<Self, EpochError> {
+        let [usage, rejected, files, charges] = table_specs(&setup.schema);
+        let mut tables = Tables {
+            usage: LakeTable::open_or_create(&lake, &usage).await?,
+            rejected: LakeTable::open_or_create(&lake, &rejected).await?,
+            files: LakeTable::open_or_create(&lake, &files).await?,
+            charges: LakeTable::open_or_create(&lake, &charges).await?,
+        };
+        let generation = i64::try_from(ownership.generation()).unwrap_or(i64::MAX);
+        for table in [&mut tables.usage, &mut tables.rejected, &mut tables.files, &mut tables.charges] {
+            table.append(&[], OWNER, generation).await?;
+        }
+        let (last, state) = completion.map_or_else(|| (0, EngineState::default()), |completion| (completion.epoch, completion.state));
+        let runtime = runtime(&setup.limits)?;
+        let (authority, store) = lake.root_store();
+        runtime.register_object_store(&authority, store);
+        let mut epochs = Self {
+            lake,
+            ownership,
+            tables,
+            project: setup.project,
+            schema: setup.schema,
+            state,
+            last,
+            log_folder: setup.log_folder,
+            dedup_folder: setup.dedup_folder,
+            log_id: setup.log_id,
+            hasher: setup.hasher,
+            progress: setup.progress,
+            calendar: setup.calendar,
+            runtime,
+            limits: setup.limits,
+            idle: setup.idle,
+            epoch_bytes: setup.epoch_bytes,
+            inputs: setup.inputs,
+            opened_at: time::now(),
+            failed: HashSet::new(),
+        };
+        epochs.keep_versions().await?;
+        if let Some(manifest) = read::<Manifest>(&epochs.lake, &manifest_name(epochs.last + 1)).await? {
+            tracing::info!(epoch = manifest.epoch, "finishing an interrupted epoch");
+            epochs.execute(manifest).await?;
+        }
+        Ok(epochs)
+    }
+
+    /// The state after the last epoch.
+    #[must_use]
+    pub fn state(&self) -> &EngineState {
+        &self.state
+    }
+
+    /// The rules.
+    #[must_use]
+    pub fn project(&self) -> &RuleProject {
+        &self.project
+    }
+
+    /// Runs epochs until everything that was durable at the call is in the lake; returns a report of each.
+    ///
+    /// # Errors
+    /// [`EpochError`].
+    pub async fn run(&mut self, finalize: Finalize) -> Result<Vec<EpochReport>, EpochError> {
+        let target = self.progress.position.load(std::sync::atomic::Ordering::Acquire);
+        let mut reports = Vec::new();
+        loop {
+            let frames = log::read_range(&self.log_folder, self.state.position, target, self.epoch_bytes)?;
+            let to = frames.last().map_or(self.state.position, |frame| frame.header.end());
+            let complete = to >= target;
+            // Windows close only with the last part, lest usage that is already in the log comes late.
+            let finalize = if complete { finalize } else { Finalize::Nothing };
+            if let Some(manifest) = self.plan(&frames, to, finalize)? {
+                self.ownership.check().await?;
+                let name = manifest_name(manifest.epoch);
+                if !self.lake.create(&name, encode(&name, &manifest)?).await? {
+                    return Err(LakeError::Fenced { table: "epochs".to_owned() }.into());
+                }
+                reports.push(self.execute(manifest).await?);
+            }
+            if complete {
+                return Ok(reports);
+            }
+        }
+    }
+
+    /// What an epoch over these frames would do; `None` when it would do nothing.
+    fn plan(&self, frames: &[Frame], to: i64, finalize: Finalize) -> Result<Option<Manifest>, EpochError> {
+        let epoch = self.last + 1;
+        let clock = time::now();
+        let mut state = self.state.clone();
+        let watermark_before = state.watermark;
+        let headers: Vec<_> = frames.iter().map(|frame| frame.header.clone()).collect();
+        state.advance(&headers, &self.inputs, self.opened_at, clock, self.idle);
+        let batches = self.usage_of(epoch, frames)?;
+        let mut tasks = due::note_usage(&mut state, due::touched(&self.project, &batches)?, watermark_before);
+        for task in std::mem::take(&mut state.pending) {
+            if !tasks.iter().any(|late| late.rule == task.rule && late.window == task.window) {
+                tasks.push(task);
+            }
+        }
+        for task in due::due(&state, &self.project, clock, finalize)? {
+            tasks.retain(|late| !(late.rule == task.rule && late.window == task.window));
+            tasks.push(task);
+        }
+        if frames.is_empty() {
+            let (again, rest): (Vec<_>, Vec<_>) = tasks.into_iter().partition(|task| self.failed.contains(&(task.rule.clone(), task.window)));
+            state.pending = again.into_iter().filter(|task| task.cause == "late usage").collect();
+            tasks = rest;
+        }
+        if frames.is_empty() && tasks.is_empty() {
+            return Ok(None);
+        }
+        Ok(Some(Manifest {
+            epoch,
+            generation: self.ownership.generation(),
+            log_id: self.log_id.clone(),
+            from: self.state.position,
+            to,
+            clock,
+            idle: self.idle,
+            functions: FUNCTIONS_VERSION.to_owned(),
+            reference_version: self.project.reference.version().to_owned(),
+            rules: self.project.rules.iter().map(|rule| (rule.name.clone(), rule.version.clone())).collect(),
+            tasks,
+            state,
+        }))
+    }
+
+    fn usage_of(&self, epoch: i64, frames: &[Frame]) -> Result<Vec<RecordBatch>, EpochError> {
+        frames.iter().filter_map(|frame| frame.stored_usage(&self.schema).transpose()).collect::<Result<_, _>>().map_err(|source| EpochError::Arrow { epoch, source })
+    }
+
+    /// Does what the manifest says, as often as it takes; each commit happens once.
+    async fn execute(&mut self, manifest: Manifest) -> Result<EpochReport, EpochError> {
+        let started = std::time::Instant::now();
+        let epoch = manifest.epoch;
+        let arrow = |source| EpochError::Arrow { epoch, source };
+        let frames = log::read_range(&self.log_folder, manifest.from, manifest.to, u64::MAX)?;
+        let usage = self.usage_of(epoch, &frames)?;
+        let rejected: Vec<RecordBatch> = frames.iter().filter_map(|frame| frame.stored_rejected().transpose()).collect::<Result<_, _>>().map_err(arrow)?;
+        check_books(&manifest, &frames, &usage, &rejected)?;
+        let merged = merge_days(&usage).map_err(arrow)?;
+        self.tables.usage.append(&merged, APPLICATION, epoch).await?;
+        if !rejected.is_empty() {
+            self.tables.rejected.append(&rejected, APPLICATION, epoch).await?;
+        }
+        let claims = claims_batch(&frames).map_err(arrow)?;
+        if claims.num_rows() > 0 {
+            self.tables.files.append(&[claims], APPLICATION, epoch).await?;
+        }
+        let mut state = manifest.state.clone();
+        let mut failures = Vec::new();
+        let postings = self.rate(&manifest, &mut state, &mut failures).await?;
+        if !postings.is_empty() {
+            self.tables.charges.append(&postings, APPLICATION, epoch).await?;
+        }
+        self.complete(&manifest, state, &frames).await?;
+        let count = |batches: &[RecordBatch]| batches.iter().map(RecordBatch::num_rows).sum();
+        let corrections = postings
+            .iter()
+            .filter_map(|batch| batch.column_by_name("class"))
+            .map(|column| column.as_string::<i32>().iter().flatten().filter(|class| *class == "correction").count())
+            .sum();
+        metrics::histogram!("ratemill_epoch_duration_seconds").record(started.elapsed());
+        metrics::counter!("ratemill_epochs_total").increment(1);
+        Ok(EpochReport { epoch, usage: count(&usage), rejected: count(&rejected), windows: manifest.tasks.len(), charges: count(&postings), corrections, failures })
+    }
+
+    async fn complete(&mut self, manifest: &Manifest, state: EngineState, frames: &[Frame]) -> Result<(), EpochError> {
+        let completion = Completion {
+            epoch: manifest.epoch,
+            completed_at: time::now(),
+            versions: TableVersions {
+                usage: self.tables.usage.version(),
+                rejected: self.tables.rejected.version(),
+                files: self.tables.files.version(),
+                charges: self.tables.charges.version(),
+            },
+            state: state.clone(),
+        };
+        let name = completion_name(manifest.epoch);
+        self.lake.create(&name, encode(&name, &completion)?).await?;
+        self.last = manifest.epoch;
+        self.state = state;
+        let mut keys: Vec<EventKey> = Vec::new();
+        for frame in frames {
+            frame_keys(frame, &self.schema, &self.hasher, &mut keys);
+        }
+        if manifest.to > manifest.from {
+            let ingested_max = frames.iter().map(|frame| frame.header.ingested_at).max().unwrap_or_default();
+            DedupIndex::save_run(&self.dedup_folder, manifest.from, manifest.to, ingested_max, &keys)?;
+        }
+        let freed = log::trim(&self.log_folder, manifest.to)?;
+        self.progress.log_bytes.fetch_sub(freed, std::sync::atomic::Ordering::AcqRel);
+        #[allow(clippy::cast_precision_loss)]
+        metrics::gauge!("ratemill_last_epoch_timestamp_seconds").set((completion.completed_at / 1_000_000) as f64);
+        Ok(())
+    }
+
+    /// Evaluates the manifest's windows and returns the rows that the ledger needs.
+    async fn rate(&mut self, manifest: &Manifest, state: &mut EngineState, failures: &mut Vec<String>) -> Result<Vec<RecordBatch>, EpochError> {
+        let mut groups: BTreeMap<(&str, &str, &str), Vec<&WindowTask>> = BTreeMap::new();
+        for task in &manifest.tasks {
+            groups.entry((&task.rule, &task.rule_version, &task.reference_version)).or_default().push(task);
+        }
+        let mut postings = Vec::new();
+        for ((rule, rule_version, reference_version), tasks) in groups {
+            let project = self.version(rule, rule_version, reference_version).await?;
+            let rule = project.rule(rule, rule_version).ok_or_else(|| EpochError::Version {
+                rule: rule.to_owned(),
+                version: rule_version.to_owned(),
+                message: "is not what its name in the lake says".to_owned(),
+            })?;
+            let evaluator = self.evaluator(project.reference.clone())?;
+            let windows: Vec<Window> = tasks.iter().map(|task| task.window).collect();
+            let results = match evaluator.evaluate(rule, &windows).await {
+                Ok(results) => results,
+                // One rule's mistake stands in no other's way.
+                Err(error) => {
+                    tracing::error!(%error, "a rule failed; its windows stay open until it is mended");
+                    metrics::counter!("ratemill_rule_failures_total", "rule" => rule.name.clone()).increment(1);
+                    failures.push(error.to_string());
+                    for task in tasks {
+                        self.failed.insert((task.rule.clone(), task.window));
+                        if task.cause == "late usage" {
+                            state.pending.push(task.clone());
+                        }
+                    }
+                    continue;
+                }
+            };
+            let published = self.published(&rule.name, &windows).await?;
+            for (task, result) in tasks.into_iter().zip(results) {
+                let before = rows_of(&published, task.window).map_err(|source| EpochError::Arrow { epoch: manifest.epoch, source })?;
+                let known = state.finalized(&task.rule, task.window).is_some_and(|range| range.published);
+                let had_usage = state.open.iter().any(|open| open.rule == task.rule && open.window == task.window);
+                let posting = self.posting(manifest, task, known)?;
+                let rows = ledger::post(&before, &result.charges, &posting).map_err(|source| EpochError::Arrow { epoch: manifest.epoch, source })?;
+                state.finalize(Finalized {
+                    rule: task.rule.clone(),
+                    rule_version: task.rule_version.clone(),
+                    reference_version: task.reference_version.clone(),
+                    start: task.window.start,
+                    end: task.window.end,
+                    published: known || had_usage || result.charges.num_rows() > 0,
+                });
+                postings.extend(rows);
+            }
+        }
+        Ok(postings)
+    }
+
+    fn posting(&self, manifest: &Manifest, task: &WindowTask, published_before: bool) -> Result<Posting, EpochError> {
+        let billing_period = self.calendar.billing_period(task.window)?;
+        Ok(Posting {
+            rule: task.rule.clone(),
+            rule_version: task.rule_version.clone(),
+            reference_version: task.reference_version.clone(),
+            window: task.window,
+            posting_period: billing_period.clone(),
+            billing_period,
+            epoch: manifest.epoch,
+            rated_at: manifest.clock,
+            usage_version: i64::try_from(self.tables.usage.version()).unwrap_or(i64::MAX),
+            cause: task.cause.clone(),
+            published_before,
+        })
+    }
+
+    /// What the open windows would be charged now; nothing is written.
+    ///
+    /// # Errors
+    /// [`EpochError`].
+    pub async fn provisional(&self) -> Result<Vec<(String, WindowCharges)>, EpochError> {
+        let evaluator = self.evaluator(self.project.reference.clone())?;
+        let mut results = Vec::new();
+        for rule in &self.project.rules {
+            let windows: Vec<Window> = self.state.open.iter().filter(|open| open.rule == rule.name && rule.in_force_at(open.window.start)).map(|open| open.window).collect();
+            results.extend(evaluator.evaluate(rule, &windows).await?.into_iter().map(|result| (rule.name.clone(), result)));
+        }
+        Ok(results)
+    }
+
+    fn evaluator(&self, reference: ReferenceData) -> Result<Evaluator, EpochError> {
+        Ok(Evaluator::new(Arc::clone(&self.runtime), self.limits.clone(), reference, self.tables.usage.provider()?))
+    }
+
+    /// All ledger rows of a rule in the range of these windows.
+    async fn published(&self, rule: &str, windows: &[Window]) -> Result<RecordBatch, EpochError> {
+        let schema = self.tables.charges.schema()?;
+        let (Some(first), Some(last)) = (windows.iter().map(|w| w.start).min(), windows.iter().map(|w| w.start).max()) else {
+            return Ok(RecordBatch::new_empty(schema));
+        };
+        let instant = |micros| lit(ScalarValue::TimestampMicrosecond(Some(micros), Some("UTC".into())));
+        let context = session(Arc::clone(&self.runtime), &self.limits);
+        let batches = context
+            .read_table(self.tables.charges.provider()?)?
+            .filter(col("rule").eq(lit(rule)).and(col("window_start").gt_eq(instant(first))).and(col("window_start").lt_eq(instant(last))))?
+            .collect()
+            .await?;
+        match batches.first() {
+            Some(batch) => concat_batches(&batch.schema(), &batches).map_err(|source| EpochError::Arrow { epoch: self.last, source }),
+            None => Ok(RecordBatch::new_empty(schema)),
+        }
+    }
+
+    /// The project at a version: the present one, or an older one out of the lake.
+    async fn version(&self, rule: &str, rule_version: &str, reference_version: &str) -> Result<RuleProject, EpochError> {
+        if self.project.reference.version() == reference_version && self.project.rule(rule, rule_version).is_some() {
+            return Ok(self.project.clone());
+        }
+        let missing = |message: String| EpochError::Version { rule: rule.to_owned(), version: rule_version.to_owned(), message };
+        let text = self.lake.read(&rule_file(rule, rule_version)).await?.ok_or_else(|| missing("is not in the lake any more".to_owned()))?;
+        let files = self
+            .lake
+            .read(&reference_file(reference_version))
+            .await?
+            .ok_or_else(|| missing(format!("reference version {reference_version} is not in the lake any more")))?;
+        let files = serde_json::from_slice(&files).map_err(|error| missing(error.to_string()))?;
+        let mut diagnostics = Diagnostics::default();
+        let reference = ReferenceData::from_files(files, "lake", &mut diagnostics);
+        let text = String::from_utf8_lossy(&text).into_owned();
+        RuleProject::check(vec![(rule_file(rule, rule_version), text)], reference, Arc::clone(&self.schema), diagnostics)
+            .await
+            .map(|(project, _)| project)
+            .map_err(|diagnostics| missing(diagnostics.to_string()))
+    }
+
+    /// Keeps the present rules and reference data in the lake, under their versions.
+    async fn keep_versions(&self) -> Result<(), EpochError> {
+        for rule in &self.project.rules {
+            self.lake.create(&rule_file(&rule.name, &rule.version), rule.text.clone().into_bytes()).await?;
+        }
+        let name = reference_file(self.project.reference.version());
+        let content = encode(&name, &self.project.reference.files())?;
+        self.lake.create(&name, content).await?;
+        Ok(())
+    }
+
+    /// Gives the lake up.
+    ///
+    /// # Errors
+    /// [`EpochError::Lake`].
+    pub async fn close(self) -> Result<(), EpochError> {
+        let drained = self.progress.position.load(std::sync::atomic::Ordering::Acquire) <= self.state.position;
+        self.ownership.release(drained).await?;
+        Ok(())
+    }
+}
+
+/// Keys of everything that a frame holds, rejections included.
+pub(crate) fn frame_keys(frame: &Frame, schema: &UsageSchema, hasher: &EventHasher, keys: &mut Vec<EventKey>) {
+    if let Some(usage) = &frame.usage {
+        keys.extend(schema.keys(usage, hasher));
+    }
+    if let Some(rejected) = &frame.rejected {
+        keys.extend(rejection_keys(rejected, hasher));
+    }
+}
+
+/// Keys of rejected rows, in any batch that has their columns.
+pub(crate) fn rejection_keys(rejected: &RecordBatch, hasher: &EventHasher) -> Vec<EventKey> {
+    let column = |name: &str| rejected.column_by_name(name);
+    let (Some(connector), Some(position), Some(reason), Some(raw)) = (column("connector"), column("position"), column("reason"), column("raw")) else {
+        return Vec::new();
+    };
+    let (connector, position, reason, raw) = (connector.as_string::<i32>(), position.as_string::<i32>(), reason.as_string::<i32>(), raw.as_binary::<i32>());
+    let conflict = ratemill_schemas::Reason::IdentityConflict.code();
+    (0..rejected.num_rows())
+        .map(|row| {
+            let position = if reason.value(row) == conflict { "conflict" } else { position.value(row) };
+            EventKey { identity: hasher.rejection(connector.value(row), position, raw.value(row)), content: 0 }
+        })
+        .collect()
+}
+
+fn check_books(manifest: &Manifest, frames: &[Frame], usage: &[RecordBatch], rejected: &[RecordBatch]) -> Result<(), EpochError> {
+    let wrong = |message: String| Err(EpochError::Books { epoch: manifest.epoch, message });
+    let end = frames.last().map_or(manifest.from, |frame| frame.header.end());
+    if end != manifest.to {
+        return wrong(format!("the log holds positions {} to {end}, the manifest says {}", manifest.from, manifest.to));
+    }
+    let rows = |batches: &[RecordBatch]| batches.iter().map(RecordBatch::num_rows).sum::<usize>();
+    let logged: usize = frames.iter().map(|frame| frame.header.rows).sum();
+    if rows(usage) != logged {
+        return wrong(format!("{logged} events were logged, {} would be stored", rows(usage)));
+    }
+    let logged: usize = frames.iter().map(|frame| frame.header.rejected).sum();
+    if rows(rejected) != logged {
+        return wrong(format!("{logged} records were rejected, {} would be stored", rows(rejected)));
+    }
+    Ok(())
+}
+
+/// One batch for all rows, so that each day becomes one file.
+fn merge_days(batches: &[RecordBatch]) -> Result<Vec<RecordBatch>, arrow::error::ArrowError> {
+    const ROWS_MAX: usize = 1 << 20;
+    let mut merged = Vec::new();
+    let mut start = 0;
+    while start < batches.len() {
+        let mut end = start + 1;
+        let mut rows = batches[start].num_rows();
+        while end < batches.len() && rows + batches[end].num_rows() <= ROWS_MAX {
+            rows += batches[end].num_rows();
+            end += 1;
+        }
+        merged.push(concat_batches(&batches[start].schema(), &batches[start..end])?);
+        start = end;
+    }
+    Ok(merged)
+}
+
+fn rows_of(published: &RecordBatch, window: Window) -> Result<RecordBatch, arrow::error::ArrowError> {
+    let bound = |name: &str| published.column_by_name(name).map(|column| column.as_primitive::<TimestampMicrosecondType>().clone());
+    match (bound("window_start"), bound("window_end")) {
+        (Some(starts), Some(ends)) => {
+            let mask = starts.values().iter().zip(ends.values()).map(|(start, end)| Some(*start == window.start && *end == window.end)).collect();
+            filter_record_batch(published, &mask)
+        }
+        _ => Ok(published.slice(0, 0)),
+    }
+}
+
+fn claims_batch(frames: &[Frame]) -> Result<RecordBatch, arrow::error::ArrowError> {
+    use arrow::array::{ArrayRef, Int64Array, StringArray, TimestampMicrosecondArray};
+    let claims: Vec<(i64, &FileClaim)> = frames.iter().flat_map(|frame| frame.header.claims.iter().map(|claim| (frame.header.ingested_at, claim))).collect();
+    let text = |value: fn(&FileClaim) -> &str| Arc::new(claims.iter().map(|(_, claim)| Some(value(claim))).collect::<StringArray>()) as ArrayRef;
+    let number = |value: fn(&FileClaim) -> u64| Arc::new(claims.iter().map(|(_, claim)| i64::try_from(value(claim)).ok()).collect::<Int64Array>()) as ArrayRef;
+    let times: TimestampMicrosecondArray = claims.iter().map(|(at, _)| Some(*at)).collect();
+    RecordBatch::try_new(
+        files::schema(),
+        vec![
+            Arc::new(times.with_timezone("UTC")),
+            text(|claim| &claim.connector),
+            text(|claim| &claim.path),
+            text(|claim| &claim.etag),
+            number(|claim| claim.size),
+            text(|claim| &claim.content_hash),
+            text(|claim| claim.state.as_str()),
+            number(|claim| claim.rows),
+            number(|claim| claim.rejected),
+        ],
+    )
+}
+
+fn rule_file(rule: &str, version: &str) -> String {
+    format!("rules/{rule}-{version}.sql")
+}
+
+fn reference_file(version: &str) -> String {
+    format!("reference/{version}.json")
+}

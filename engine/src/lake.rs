@@ -1,0 +1,208 @@
+//! The lake: Delta tables of Parquet under one root URL, and the small files beside them.
+
+mod durable;
+pub mod owner;
+mod table;
+
+pub use table::{AppendOutcome, LakeTable, TableSpec};
+
+use std::path::Path as FilePath;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use deltalake_core::logstore::{LogStoreRef, StorageConfig, default_logstore};
+use object_store::aws::AmazonS3Builder;
+use object_store::local::LocalFileSystem;
+use object_store::path::Path;
+use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions};
+use url::Url;
+
+/// Why the lake did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum LakeError {
+    /// The URL names no store.
+    #[error("lake url `{url}`: {message}")]
+    Url {
+        /// What was given.
+        url: String,
+        /// What would be valid.
+        message: String,
+    },
+    /// The object store failed.
+    #[error("object store: {0}")]
+    Store(#[from] object_store::Error),
+    /// A Delta table failed.
+    #[error("table {table}: {source}")]
+    Delta {
+        /// The table.
+        table: String,
+        /// What went wrong.
+        source: Box<deltalake_core::DeltaTableError>,
+    },
+    /// Another writer committed to a table of which this engine is the only writer.
+    #[error("table {table} was written to by another process; this engine no longer owns the lake")]
+    Fenced {
+        /// The table.
+        table: String,
+    },
+    /// A small file is not what it should be.
+    #[error("{path} in the lake cannot be read: {message}")]
+    File {
+        /// The file.
+        path: String,
+        /// Why.
+        message: String,
+    },
+    /// Another engine owns the lake.
+    #[error("{0}")]
+    Held(String),
+}
+
+/// A store with its root URL: where the lake or a file drop lies.
+#[derive(Debug, Clone)]
+pub struct Location {
+    /// The URL, ending in `/`.
+    pub url: Url,
+    /// The store of the URL's host or disk.
+    pub store: Arc<dyn ObjectStore>,
+    /// The path of the URL in the store.
+    pub path: Path,
+}
+
+impl Location {
+    /// Opens a folder (relative to `base`), `file://` or `s3://` URL. Local writes are synced.
+    ///
+    /// # Errors
+    /// [`LakeError::Url`].
+    pub fn open(text: &str, base: &FilePath) -> Result<Self, LakeError> {
+        let wrong = |message: String| LakeError::Url { url: text.to_owned(), message };
+        let url = match Url::parse(text) {
+            Ok(url) if url.scheme().len() > 1 => url,
+            _ => {
+                let folder = std::path::absolute(base.join(text)).map_err(|error| wrong(error.to_string()))?;
+                Url::from_directory_path(&folder).map_err(|()| wrong("is not a folder".to_owned()))?
+            }
+        };
+        let url = if url.path().ends_with('/') { url } else { Url::parse(&format!("{url}/")).map_err(|error| wrong(error.to_string()))? };
+        let store: Arc<dyn ObjectStore> = match url.scheme() {
+            "file" => {
+                let folder = url.to_file_path().map_err(|()| wrong("is not a folder".to_owned()))?;
+                std::fs::create_dir_all(&folder).map_err(|error| wrong(error.to_string()))?;
+                Arc::new(durable::DurableFileSystem::new(LocalFileSystem::new()))
+            }
+            "s3" => {
+                let bucket = url.host_str().ok_or_else(|| wrong("names no bucket: s3://BUCKET/PREFIX".to_owned()))?;
+                let builder = AmazonS3Builder::from_env().with_bucket_name(bucket);
+                Arc::new(builder.build().map_err(|error| wrong(error.to_string()))?)
+            }
+            other => return Err(wrong(format!("scheme `{other}` is not supported; use a folder, file:// or s3://"))),
+        };
+        let path = Path::from_url_path(url.path()).map_err(|error| wrong(error.to_string()))?;
+        Ok(Self { url, store, path })
+    }
+
+    fn child(&self, name: &str) -> Path {
+        name.split('/').fold(self.path.clone(), |path, part| path.join(part))
+    }
+}
+
+/// The lake.
+#[derive(Debug, Clone)]
+pub struct Lake {
+    location: Location,
+}
+
+impl Lake {
+    /// Opens the lake at `text`.
+    ///
+    /// # Errors
+    /// [`LakeError::Url`].
+    pub fn open(text: &str, base: &FilePath) -> Result<Self, LakeError> {
+        Ok(Self { location: Location::open(text, base)? })
+    }
+
+    /// Its URL.
+    #[must_use]
+    pub fn url(&self) -> &Url {
+        &self.location.url
+    }
+
+    /// The store at the root of the URL's host or disk, for readers of its tables.
+    #[must_use]
+    pub fn root_store(&self) -> (Url, Arc<dyn ObjectStore>) {
+        let authority = match self.location.url.host_str() {
+            Some(host) => format!("{}://{host}", self.location.url.scheme()),
+            None => format!("{}:///", self.location.url.scheme()),
+        };
+        let url = Url::parse(&authority).unwrap_or_else(|_| self.location.url.clone());
+        (url, Arc::clone(&self.location.store))
+    }
+
+    /// Checks that the store refuses to create a file twice, on which every commit rests.
+    ///
+    /// # Errors
+    /// [`LakeError`] when it does not, or cannot be reached.
+    pub async fn probe(&self) -> Result<(), LakeError> {
+        let name = format!("owner/probe-{:016x}", rand::random::<u64>());
+        let first = self.create(&name, b"probe".to_vec()).await?;
+        let second = self.create(&name, b"probe".to_vec()).await?;
+        self.location.store.delete(&self.location.child(&name)).await?;
+        if first && !second {
+            return Ok(());
+        }
+        Err(LakeError::Url { url: self.location.url.to_string(), message: "the store does not support put-if-absent (If-None-Match: *)".to_owned() })
+    }
+
+    /// Creates a small file; `false` when it is there already.
+    ///
+    /// # Errors
+    /// [`LakeError::Store`].
+    pub async fn create(&self, name: &str, content: Vec<u8>) -> Result<bool, LakeError> {
+        let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
+        match self.location.store.put_opts(&self.location.child(name), content.into(), options).await {
+            Ok(_) => Ok(true),
+            Err(object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. }) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Writes a small file over whatever is there.
+    ///
+    /// # Errors
+    /// [`LakeError::Store`].
+    pub async fn replace(&self, name: &str, content: Vec<u8>) -> Result<(), LakeError> {
+        self.location.store.put(&self.location.child(name), content.into()).await?;
+        Ok(())
+    }
+
+    /// Reads a small file; `None` when it is not there.
+    ///
+    /// # Errors
+    /// [`LakeError::Store`].
+    pub async fn read(&self, name: &str) -> Result<Option<Bytes>, LakeError> {
+        match self.location.store.get(&self.location.child(name)).await {
+            Ok(result) => Ok(Some(result.bytes().await?)),
+            Err(object_store::Error::NotFound { .. }) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Names of the files directly in `folder`, sorted.
+    ///
+    /// # Errors
+    /// [`LakeError::Store`].
+    pub async fn names(&self, folder: &str) -> Result<Vec<String>, LakeError> {
+        let listed = self.location.store.list_with_delimiter(Some(&self.location.child(folder))).await?;
+        let mut names: Vec<String> = listed.objects.iter().filter_map(|object| object.location.filename().map(str::to_owned)).collect();
+        names.sort();
+        Ok(names)
+    }
+
+    fn log_store(&self, table: &str) -> Result<LogStoreRef, LakeError> {
+        let delta = |source: deltalake_core::DeltaTableError| LakeError::Delta { table: table.to_owned(), source: Box::new(source) };
+        let url = self.location.url.join(&format!("{table}/")).map_err(|error| LakeError::Url { url: table.to_owned(), message: error.to_string() })?;
+        let config = StorageConfig::default();
+        let prefixed: Arc<dyn ObjectStore> = Arc::new(config.decorate_store(Arc::clone(&self.location.store), &url).map_err(delta)?);
+        Ok(default_logstore(prefixed, Arc::clone(&self.location.store), &url, &config))
+    }
+}

@@ -1,0 +1,166 @@
+//! One owner per lake: generations under `owner/`, each claimed by put-if-absent, and a lease beside each.
+
+use std::time::Duration;
+
+use ratemill_schemas::time::{format_instant, now};
+use serde::{Deserialize, Serialize};
+use tokio_util::sync::CancellationToken;
+
+use super::{Lake, LakeError};
+
+/// How long a lease counts after it was last renewed.
+const LEASE: i64 = 60_000_000;
+const RENEWAL: Duration = Duration::from_secs(15);
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Claim {
+    generation: u64,
+    log_id: String,
+    host: String,
+    pid: u32,
+    claimed_at: i64,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Lease {
+    renewed_at: i64,
+    /// The owner went away and left nothing in its log.
+    drained: bool,
+    /// The owner went away.
+    released: bool,
+}
+
+/// The present ownership of a lake.
+#[derive(Debug)]
+pub struct Ownership {
+    lake: Lake,
+    generation: u64,
+    renewal: CancellationToken,
+}
+
+impl Ownership {
+    /// Takes the lake for the log `log_id`, which this process has locked.
+    ///
+    /// # Errors
+    /// [`LakeError::Held`] names the holder; another log that was not drained keeps the lake even after its lease.
+    pub async fn take(lake: &Lake, log_id: &str) -> Result<Self, LakeError> {
+        let last = latest(lake).await?;
+        if let Some(claim) = &last
+            && claim.log_id != log_id
+        {
+            let lease: Lease = read(lake, &lease_name(claim.generation)).await?.unwrap_or(Lease { renewed_at: claim.claimed_at, drained: false, released: false });
+            let held = |why: String| {
+                LakeError::Held(format!(
+                    "the lake {} is held by process {} on {} (log {}, generation {}): {why}",
+                    lake.url(),
+                    claim.pid,
+                    claim.host,
+                    claim.log_id,
+                    claim.generation
+                ))
+            };
+            if !lease.released && lease.renewed_at + LEASE > now() {
+                return Err(held(format!("its lease lasts until {}; stop it first, or send usage to it", format_instant(lease.renewed_at + LEASE))));
+            }
+            if !lease.drained {
+                return Err(held("its log still holds usage that is not in the lake; start it once more with that log, so that nothing accepted is lost".to_owned()));
+            }
+        }
+        let generation = last.map_or(1, |claim| claim.generation + 1);
+        let claim = Claim { generation, log_id: log_id.to_owned(), host: host(), pid: std::process::id(), claimed_at: now() };
+        let json = serde_json::to_vec(&claim).map_err(|error| LakeError::File { path: claim_name(generation), message: error.to_string() })?;
+        if !lake.create(&claim_name(generation), json).await? {
+            return Err(LakeError::Held(format!("the lake {} was taken by another process at this moment", lake.url())));
+        }
+        let ownership = Self { lake: lake.clone(), generation, renewal: CancellationToken::new() };
+        ownership.write_lease(false, false).await?;
+        ownership.keep_renewing();
+        Ok(ownership)
+    }
+
+    /// The generation, which every manifest carries.
+    #[must_use]
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// Makes sure that nobody took the lake since.
+    ///
+    /// # Errors
+    /// [`LakeError::Held`] when somebody did.
+    pub async fn check(&self) -> Result<(), LakeError> {
+        match latest(&self.lake).await? {
+            Some(claim) if claim.generation == self.generation => Ok(()),
+            Some(claim) => Err(LakeError::Held(format!("the lake was taken over by process {} on {} (generation {})", claim.pid, claim.host, claim.generation))),
+            None => Err(LakeError::Held("the lake's owner files are gone".to_owned())),
+        }
+    }
+
+    /// Gives the lake up; `drained` says that the log holds nothing that is not in it.
+    ///
+    /// # Errors
+    /// [`LakeError::Store`].
+    pub async fn release(self, drained: bool) -> Result<(), LakeError> {
+        self.renewal.cancel();
+        self.write_lease(drained, true).await
+    }
+
+    async fn write_lease(&self, drained: bool, released: bool) -> Result<(), LakeError> {
+        write_lease(&self.lake, self.generation, drained, released).await
+    }
+
+    fn keep_renewing(&self) {
+        let (lake, generation, stop) = (self.lake.clone(), self.generation, self.renewal.clone());
+        tokio::spawn(async move {
+            loop {
+                tokio::select! {
+                    () = stop.cancelled() => return,
+                    () = tokio::time::sleep(RENEWAL) => {}
+                }
+                if let Err(error) = write_lease(&lake, generation, false, false).await {
+                    tracing::warn!(%error, "the lease on the lake could not be renewed; trying again");
+                }
+            }
+        });
+    }
+}
+
+impl Drop for Ownership {
+    fn drop(&mut self) {
+        self.renewal.cancel();
+    }
+}
+
+async fn write_lease(lake: &Lake, generation: u64, drained: bool, released: bool) -> Result<(), LakeError> {
+    let name = lease_name(generation);
+    let lease = Lease { renewed_at: now(), drained, released };
+    let json = serde_json::to_vec(&lease).map_err(|error| LakeError::File { path: name.clone(), message: error.to_string() })?;
+    lake.replace(&name, json).await
+}
+
+async fn latest(lake: &Lake) -> Result<Option<Claim>, LakeError> {
+    let names = lake.names("owner").await?;
+    match names.iter().rev().find(|name| name.ends_with(".claim.json")) {
+        Some(name) => read(lake, &format!("owner/{name}")).await,
+        None => Ok(None),
+    }
+}
+
+async fn read<T: serde::de::DeserializeOwned>(lake: &Lake, name: &str) -> Result<Option<T>, LakeError> {
+    match lake.read(name).await? {
+        Some(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(|error| LakeError::File { path: name.to_owned(), message: error.to_string() }),
+        None => Ok(None),
+    }
+}
+
+fn claim_name(generation: u64) -> String {
+    format!("owner/{generation:010}.claim.json")
+}
+
+fn lease_name(generation: u64) -> String {
+    format!("owner/{generation:010}.lease.json")
+}
+
+fn host() -> String {
+    std::fs::read_to_string("/etc/hostname").map_or_else(|_| "this host".to_owned(), |name| name.trim().to_owned())
+}

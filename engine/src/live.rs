@@ -1,0 +1,147 @@
+//! The live engine: connectors, epochs and the HTTP surface, until it is told to stop.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use metrics_exporter_prometheus::PrometheusHandle;
+use ratemill_connectors::files::FileDrop;
+use ratemill_connectors::http::EventsState;
+use ratemill_connectors::mapping::Mapping;
+use ratemill_connectors::mqtt::Mqtt;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::api::{self, Health};
+use crate::capture::CaptureProgress;
+use crate::epoch::{EpochError, EpochReport, Epochs, Finalize};
+use crate::lake::{LakeError, Location};
+use crate::pipeline::{OpenError, Pipeline};
+
+/// Runs until `stop`; `listening` is told the address of the HTTP listener, `epoch` every report.
+///
+/// # Errors
+/// [`OpenError`] when a connector cannot start, or another process took the lake.
+pub async fn run(
+    mut pipeline: Pipeline,
+    metrics: PrometheusHandle,
+    stop: CancellationToken,
+    listening: impl FnOnce(SocketAddr),
+    mut epoch: impl FnMut(&EpochReport),
+) -> Result<(), OpenError> {
+    let connectors = CancellationToken::new();
+    let mut tasks: JoinSet<Result<(), String>> = JoinSet::new();
+    let ready = Arc::new(AtomicBool::new(false));
+    start_http(&pipeline, metrics, &ready, &connectors, &mut tasks, listening).await?;
+    start_mqtt(&pipeline, &connectors, &mut tasks)?;
+    start_files(&pipeline, &connectors, &mut tasks)?;
+    ready.store(true, Ordering::Release);
+    let interval = Duration::from_micros(pipeline.settings.epoch_interval.unsigned_abs());
+    let outcome = epochs(&mut pipeline.epochs, &pipeline.progress, interval, pipeline.settings.epoch_bytes, &stop, &mut tasks, &mut epoch).await;
+    ready.store(false, Ordering::Release);
+    connectors.cancel();
+    let drained = tokio::time::timeout(Duration::from_secs(8), async { while tasks.join_next().await.is_some() {} }).await;
+    if drained.is_err() {
+        tracing::warn!("connectors did not finish within 8 seconds; what they had not acknowledged will be sent again");
+        tasks.abort_all();
+        while tasks.join_next().await.is_some() {}
+    }
+    if outcome.is_ok() {
+        // What was accepted up to now goes into the lake, so that it is drained.
+        for report in pipeline.epochs.run(Finalize::Live).await? {
+            epoch(&report);
+        }
+    }
+    pipeline.close().await?;
+    outcome
+}
+
+async fn epochs(
+    epochs: &mut Epochs,
+    progress: &CaptureProgress,
+    interval: Duration,
+    bytes_max: u64,
+    stop: &CancellationToken,
+    tasks: &mut JoinSet<Result<(), String>>,
+    report: &mut impl FnMut(&EpochReport),
+) -> Result<(), OpenError> {
+    let mut pause = interval;
+    loop {
+        let begun = tokio::time::Instant::now();
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return Ok(()),
+                () = tokio::time::sleep_until(begun + pause) => break,
+                () = progress.grown.notified() => if progress.log_bytes.load(Ordering::Acquire) >= bytes_max { break },
+                Some(ended) = tasks.join_next() => {
+                    if let Ok(Err(message)) = ended { return Err(OpenError::Connector(message)); }
+                }
+            }
+        }
+        match epochs.run(Finalize::Live).await {
+            Ok(reports) => {
+                reports.iter().for_each(&mut *report);
+                pause = interval;
+            }
+            Err(EpochError::Lake(error @ (LakeError::Fenced { .. } | LakeError::Held(_)))) => return Err(error.into()),
+            Err(error) => {
+                tracing::error!(%error, "the epoch failed; capture goes on, and it will be tried again");
+                metrics::counter!("ratemill_epoch_failures_total").increment(1);
+                pause = (pause * 2).clamp(interval, Duration::from_secs(60).max(interval));
+            }
+        }
+    }
+}
+
+async fn start_http(
+    pipeline: &Pipeline,
+    metrics: PrometheusHandle,
+    ready: &Arc<AtomicBool>,
+    stop: &CancellationToken,
+    tasks: &mut JoinSet<Result<(), String>>,
+    listening: impl FnOnce(SocketAddr),
+) -> Result<(), OpenError> {
+    let Some(http) = &pipeline.settings.config.http else { return Ok(()) };
+    let context = pipeline.settings.decode_context(pipeline.installation.hasher());
+    let events = EventsState {
+        input: "http".into(),
+        intake: pipeline.intake.clone(),
+        mapping: Mapping::cloud_events(&context.schema, http.quantity()),
+        context,
+        keys: http.api_keys().map_err(OpenError::Connector)?,
+        limits: http.limits().map_err(OpenError::Connector)?,
+    };
+    let routes = api::routes(Arc::new(events), Health { ready: Arc::clone(ready), metrics });
+    let (listener, address) =
+        api::listen(http.listen).await.map_err(|error| OpenError::Connector(format!("http.listen = \"{}\": {error}", http.listen)))?;
+    listening(address);
+    let stop = stop.clone();
+    tasks.spawn(async move { api::serve(listener, routes, stop).await.map_err(|error| format!("http: {error}")) });
+    Ok(())
+}
+
+fn start_mqtt(pipeline: &Pipeline, stop: &CancellationToken, tasks: &mut JoinSet<Result<(), String>>) -> Result<(), OpenError> {
+    for config in &pipeline.settings.config.mqtt {
+        let context = pipeline.settings.decode_context(pipeline.installation.hasher());
+        let mqtt = Mqtt::new(config.clone(), context, pipeline.intake.clone()).map_err(|error| OpenError::Connector(error.to_string()))?;
+        let stop = stop.clone();
+        tasks.spawn(async move { mqtt.run(stop).await.map_err(|error| error.to_string()) });
+    }
+    Ok(())
+}
+
+fn start_files(pipeline: &Pipeline, stop: &CancellationToken, tasks: &mut JoinSet<Result<(), String>>) -> Result<(), OpenError> {
+    for config in &pipeline.settings.config.files {
+        let location = Location::open(&config.url, &pipeline.settings.folder)?;
+        let reader = pipeline.file_reader(config)?;
+        let claims = pipeline.claims_of(&config.name);
+        let drop = FileDrop::new(config, reader, location.store, location.path, claims).map_err(|error| OpenError::Connector(error.to_string()))?;
+        let stop = stop.clone();
+        tasks.spawn(async move {
+            drop.run(stop).await;
+            Ok(())
+        });
+    }
+    Ok(())
+}

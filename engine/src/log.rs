@@ -1,0 +1,92 @@
+//! The usage log: what is accepted is appended here and synced before anybody is told.
+//!
+//! A segment file holds frames: `RMLG`, length and CRC32C of the payload, payload. On recovery a torn tail is cut; a
+//! bad frame with a valid one behind it is damage, and the engine stops. Positions count logged records, from 0.
+
+mod frame;
+mod reader;
+mod writer;
+
+pub use frame::{Frame, FrameHeader, InputProgress};
+pub use reader::{LogScan, read_range, scan};
+pub use writer::{LogWriter, trim};
+
+use std::path::{Path, PathBuf};
+
+/// Why the log cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum LogError {
+    /// The disk did not do what it was asked.
+    #[error("usage log {path}: {source}")]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A frame is damaged, though valid ones follow: nothing may be dropped in silence.
+    #[error("usage log {path} is damaged at byte {offset}, with valid data behind it; restore the file from a copy before starting")]
+    Damaged {
+        /// The segment.
+        path: PathBuf,
+        /// Where the bad frame begins.
+        offset: u64,
+    },
+    /// Frames are missing between two segments.
+    #[error("usage log {path}: positions {from} to {to} are missing")]
+    Gap {
+        /// The folder.
+        path: PathBuf,
+        /// First missing position.
+        from: i64,
+        /// First position that is there again.
+        to: i64,
+    },
+    /// A frame cannot be written or read as Arrow.
+    #[error("usage log {path}: {source}")]
+    Arrow {
+        /// The segment.
+        path: PathBuf,
+        /// What Arrow said.
+        source: arrow::error::ArrowError,
+    },
+    /// Another process has the log open.
+    #[error("usage log {path} is in use by another process on this machine")]
+    Locked {
+        /// The folder.
+        path: PathBuf,
+    },
+}
+
+impl LogError {
+    pub(crate) fn io(path: &Path, source: std::io::Error) -> Self {
+        Self::Io { path: path.to_owned(), source }
+    }
+}
+
+/// Bytes of all segments.
+///
+/// # Errors
+/// [`LogError::Io`].
+pub fn bytes(folder: &Path) -> Result<u64, LogError> {
+    Ok(segments(folder)?.iter().filter_map(|(_, path)| path.metadata().ok()).map(|metadata| metadata.len()).sum())
+}
+
+/// Segments of a log folder by their first position.
+fn segments(folder: &Path) -> Result<Vec<(i64, PathBuf)>, LogError> {
+    let mut segments = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(|error| LogError::io(folder, error))? {
+        let path = entry.map_err(|error| LogError::io(folder, error))?.path();
+        let position = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_suffix(".log")).and_then(|stem| stem.parse().ok());
+        if let Some(position) = position {
+            segments.push((position, path));
+        }
+    }
+    segments.sort();
+    Ok(segments)
+}
+
+/// Makes a new or removed name in `folder` durable.
+pub(crate) fn sync_folder(folder: &Path) -> std::io::Result<()> {
+    std::fs::File::open(folder)?.sync_all()
+}

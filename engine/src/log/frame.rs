@@ -1,0 +1,196 @@
+//! One frame: a header in JSON, accepted usage and rejected records as Arrow IPC.
+
+use std::io::Cursor;
+use std::sync::Arc;
+
+use arrow::array::{ArrayRef, Date32Array, Int64Array, RecordBatch, TimestampMicrosecondArray};
+use arrow::array::AsArray;
+use arrow::datatypes::{SchemaRef, TimestampMicrosecondType};
+use arrow::error::ArrowError;
+use arrow::ipc::reader::StreamReader;
+use arrow::ipc::writer::StreamWriter;
+use ratemill_schemas::files::FileClaim;
+use ratemill_schemas::{UsageSchema, rejected, time};
+use serde::{Deserialize, Serialize};
+
+pub(super) const MAGIC: &[u8; 4] = b"RMLG";
+pub(super) const HEAD: usize = 12;
+/// Frames are far smaller; a length above this is damage.
+pub(super) const PAYLOAD_MAX: usize = 1 << 30;
+
+/// What an input has delivered with a frame.
+#[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq)]
+pub struct InputProgress {
+    /// The connector.
+    pub input: String,
+    /// Its highest event time in the frame, µs UTC, if it moves a watermark.
+    pub time_max: Option<i64>,
+}
+
+/// The header of a frame.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct FrameHeader {
+    /// Position of the first record.
+    pub position: i64,
+    /// Accepted usage events.
+    pub rows: usize,
+    /// Rejected records.
+    pub rejected: usize,
+    /// Duplicates that came with these submissions; they are not logged.
+    pub duplicates: usize,
+    /// When the frame was written, µs UTC.
+    pub ingested_at: i64,
+    /// What the inputs delivered.
+    pub inputs: Vec<InputProgress>,
+    /// Files whose rows are all at or before this frame.
+    pub claims: Vec<FileClaim>,
+    usage_bytes: usize,
+    rejected_bytes: usize,
+}
+
+impl FrameHeader {
+    /// Position after the last record.
+    #[must_use]
+    pub fn end(&self) -> i64 {
+        self.position + i64::try_from(self.rows + self.rejected + self.claims.len()).unwrap_or(i64::MAX)
+    }
+}
+
+/// A frame in memory.
+#[derive(Debug, Clone)]
+pub struct Frame {
+    /// Its header.
+    pub header: FrameHeader,
+    /// Accepted usage, in the decoded schema; `None` when there is none.
+    pub usage: Option<RecordBatch>,
+    /// Rejected records, in the logged schema; `None` when there are none.
+    pub rejected: Option<RecordBatch>,
+}
+
+impl Frame {
+    /// A frame of these records; the log gives it its position.
+    #[must_use]
+    pub fn new(usage: Option<RecordBatch>, rejected: Option<RecordBatch>, duplicates: usize, inputs: Vec<InputProgress>, claims: Vec<FileClaim>) -> Self {
+        let usage = usage.filter(|batch| batch.num_rows() > 0);
+        let rejected = rejected.filter(|batch| batch.num_rows() > 0);
+        let header = FrameHeader {
+            position: 0,
+            rows: usage.as_ref().map_or(0, RecordBatch::num_rows),
+            rejected: rejected.as_ref().map_or(0, RecordBatch::num_rows),
+            duplicates,
+            ingested_at: 0,
+            inputs,
+            claims,
+            usage_bytes: 0,
+            rejected_bytes: 0,
+        };
+        Self { header, usage, rejected }
+    }
+
+    /// Whether there is anything to log.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.header.end() == self.header.position
+    }
+
+    pub(super) fn encode(&mut self, position: i64, ingested_at: i64) -> Result<Vec<u8>, ArrowError> {
+        let usage = encode(self.usage.as_ref())?;
+        let rejected = encode(self.rejected.as_ref())?;
+        self.header.position = position;
+        self.header.ingested_at = ingested_at;
+        self.header.usage_bytes = usage.len();
+        self.header.rejected_bytes = rejected.len();
+        let header = serde_json::to_vec(&self.header).map_err(|error| ArrowError::ExternalError(error.into()))?;
+        let header_bytes = u32::try_from(header.len()).map_err(|error| ArrowError::ExternalError(error.into()))?;
+        let payload = 4 + header.len() + usage.len() + rejected.len();
+        let length = u32::try_from(payload).ok().filter(|_| payload <= PAYLOAD_MAX);
+        let length = length.ok_or_else(|| ArrowError::IpcError(format!("a frame of {payload} bytes is too large")))?;
+        let mut bytes = Vec::with_capacity(HEAD + payload);
+        bytes.extend_from_slice(MAGIC);
+        bytes.extend_from_slice(&length.to_le_bytes());
+        bytes.extend_from_slice(&[0; 4]);
+        bytes.extend_from_slice(&header_bytes.to_le_bytes());
+        bytes.extend_from_slice(&header);
+        bytes.extend_from_slice(&usage);
+        bytes.extend_from_slice(&rejected);
+        let crc = crc32c::crc32c(&bytes[HEAD..]);
+        bytes[8..HEAD].copy_from_slice(&crc.to_le_bytes());
+        Ok(bytes)
+    }
+
+    /// Reads a payload whose checksum was right.
+    pub(super) fn decode(payload: &[u8]) -> Result<Self, ArrowError> {
+        let (header, body) = decode_header(payload)?;
+        let (usage, rest) = body.split_at_checked(header.usage_bytes).ok_or_else(short)?;
+        let rejected = rest.get(..header.rejected_bytes).ok_or_else(short)?;
+        Ok(Self { usage: decode(usage)?, rejected: decode(rejected)?, header })
+    }
+
+    /// The usage rows as the `usage` table stores them: with `ingested_at`, `log_position` and `day`.
+    ///
+    /// # Errors
+    /// When the batch does not fit the schema.
+    pub fn stored_usage(&self, schema: &UsageSchema) -> Result<Option<RecordBatch>, ArrowError> {
+        let Some(usage) = &self.usage else { return Ok(None) };
+        let rows = usage.num_rows();
+        let mut columns = conform(usage, schema.decoded())?;
+        let days: Date32Array = usage.column(4).as_primitive::<TimestampMicrosecondType>().iter().map(|time| time.map(time::day_of)).collect();
+        columns.push(Arc::new(TimestampMicrosecondArray::from(vec![self.header.ingested_at; rows]).with_timezone("UTC")));
+        columns.push(Arc::new((self.header.position..).take(rows).collect::<Int64Array>()));
+        columns.push(Arc::new(days));
+        RecordBatch::try_new(schema.stored().clone(), columns).map(Some)
+    }
+
+    /// The rejected rows as the `rejected` table stores them.
+    ///
+    /// # Errors
+    /// When the batch does not fit the schema.
+    pub fn stored_rejected(&self) -> Result<Option<RecordBatch>, ArrowError> {
+        let Some(rejected) = &self.rejected else { return Ok(None) };
+        let rows = rejected.num_rows();
+        let first = self.header.position + i64::try_from(self.header.rows).unwrap_or_default();
+        let mut columns: Vec<ArrayRef> = vec![Arc::new(TimestampMicrosecondArray::from(vec![self.header.ingested_at; rows]).with_timezone("UTC"))];
+        columns.extend(rejected.columns().iter().cloned());
+        columns.push(Arc::new((first..).take(rows).collect::<Int64Array>()));
+        RecordBatch::try_new(rejected::schema(), columns).map(Some)
+    }
+}
+
+/// The columns of `batch` in the order of `schema`: a dimension that was declared later is null in older frames.
+fn conform(batch: &RecordBatch, schema: &SchemaRef) -> Result<Vec<ArrayRef>, ArrowError> {
+    schema
+        .fields()
+        .iter()
+        .map(|field| match batch.column_by_name(field.name()) {
+            Some(column) if column.data_type() == field.data_type() => Ok(Arc::clone(column)),
+            Some(column) => Err(ArrowError::SchemaError(format!("logged column `{}` has type {}, declared is {}", field.name(), column.data_type(), field.data_type()))),
+            None => Ok(arrow::array::new_null_array(field.data_type(), batch.num_rows())),
+        })
+        .collect()
+}
+
+pub(super) fn decode_header(payload: &[u8]) -> Result<(FrameHeader, &[u8]), ArrowError> {
+    let (length, rest) = payload.split_first_chunk::<4>().ok_or_else(short)?;
+    let (header, body) = rest.split_at_checked(u32::from_le_bytes(*length) as usize).ok_or_else(short)?;
+    let header = serde_json::from_slice(header).map_err(|error| ArrowError::ExternalError(error.into()))?;
+    Ok((header, body))
+}
+
+fn short() -> ArrowError {
+    ArrowError::IpcError("the frame is shorter than its header says".to_owned())
+}
+
+fn encode(batch: Option<&RecordBatch>) -> Result<Vec<u8>, ArrowError> {
+    let Some(batch) = batch else { return Ok(Vec::new()) };
+    let mut writer = StreamWriter::try_new(Vec::with_capacity(batch.get_array_memory_size() + 4096), &batch.schema())?;
+    writer.write(batch)?;
+    writer.finish()?;
+    writer.into_inner()
+}
+
+fn decode(bytes: &[u8]) -> Result<Option<RecordBatch>, ArrowError> {
+    if bytes.is_empty() {
+        return Ok(None);
+    }
+    StreamReader::try_new(Cursor::new(bytes), None)?.next().transpose()
+}

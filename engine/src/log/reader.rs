@@ -1,0 +1,201 @@
+//! Reading frames: at start all of them, in an epoch those of its range.
+
+use std::fs::OpenOptions;
+use std::path::Path;
+
+use super::frame::{Frame, FrameHeader, HEAD, MAGIC, PAYLOAD_MAX, decode_header};
+use super::{LogError, segments};
+
+/// What the log holds at start.
+#[derive(Debug, Default)]
+pub struct LogScan {
+    /// Headers of all valid frames, in order.
+    pub frames: Vec<FrameHeader>,
+    /// Bytes of a torn tail that were cut.
+    pub torn_bytes: u64,
+}
+
+impl LogScan {
+    /// Position after the last record, or `floor` when the log is empty.
+    #[must_use]
+    pub fn end(&self, floor: i64) -> i64 {
+        self.frames.last().map_or(floor, FrameHeader::end).max(floor)
+    }
+}
+
+enum Step<'a> {
+    Frame(&'a [u8], usize),
+    End,
+    Bad,
+}
+
+fn step(bytes: &[u8], offset: usize) -> Step<'_> {
+    let rest = &bytes[offset..];
+    if rest.is_empty() {
+        return Step::End;
+    }
+    let Some((head, body)) = rest.split_at_checked(HEAD) else { return Step::Bad };
+    let word = |index: usize| u32::from_le_bytes([head[index], head[index + 1], head[index + 2], head[index + 3]]);
+    let (length, crc) = (word(4) as usize, word(8));
+    if &head[..4] != MAGIC || length > PAYLOAD_MAX {
+        return Step::Bad;
+    }
+    match body.get(..length) {
+        Some(payload) if crc32c::crc32c(payload) == crc => Step::Frame(payload, offset + HEAD + length),
+        _ => Step::Bad,
+    }
+}
+
+/// Whether a valid frame begins anywhere behind `offset`.
+fn valid_behind(bytes: &[u8], offset: usize) -> bool {
+    (offset + 1..bytes.len().saturating_sub(HEAD)).any(|start| bytes[start..].starts_with(MAGIC) && matches!(step(bytes, start), Step::Frame(..)))
+}
+
+/// Reads all headers, checks every frame, and cuts a torn tail.
+///
+/// # Errors
+/// [`LogError::Damaged`] for a bad frame before valid ones, [`LogError::Gap`] for missing positions.
+pub fn scan(folder: &Path) -> Result<LogScan, LogError> {
+    let mut scan = LogScan::default();
+    let all = segments(folder)?;
+    for (index, (_, path)) in all.iter().enumerate() {
+        let bytes = std::fs::read(path).map_err(|error| LogError::io(path, error))?;
+        let mut offset = 0;
+        loop {
+            match step(&bytes, offset) {
+                Step::End => break,
+                Step::Frame(payload, next) => {
+                    let (header, _) = decode_header(payload).map_err(|source| LogError::Arrow { path: path.clone(), source })?;
+                    if let Some(last) = scan.frames.last()
+                        && last.end() != header.position
+                    {
+                        return Err(LogError::Gap { path: folder.to_owned(), from: last.end(), to: header.position });
+                    }
+                    scan.frames.push(header);
+                    offset = next;
+                }
+                Step::Bad => {
+                    let later_segment = all[index + 1..].iter().any(|(_, path)| path.metadata().is_ok_and(|metadata| metadata.len() > 0));
+                    if later_segment || valid_behind(&bytes, offset) {
+                        return Err(LogError::Damaged { path: path.clone(), offset: offset as u64 });
+                    }
+                    scan.torn_bytes = (bytes.len() - offset) as u64;
+                    let file = OpenOptions::new().write(true).open(path).map_err(|error| LogError::io(path, error))?;
+                    file.set_len(offset as u64).and_then(|()| file.sync_all()).map_err(|error| LogError::io(path, error))?;
+                    break;
+                }
+            }
+        }
+    }
+    Ok(scan)
+}
+
+/// The frames of positions `[from, to)`, which begin and end with frames. Returns fewer when they exceed `bytes_max`.
+///
+/// # Errors
+/// [`LogError`] when a frame is missing or damaged.
+pub fn read_range(folder: &Path, from: i64, to: i64, bytes_max: u64) -> Result<Vec<Frame>, LogError> {
+    let all = segments(folder)?;
+    let mut frames: Vec<Frame> = Vec::new();
+    let mut read = 0_u64;
+    for (index, (first, path)) in all.iter().enumerate() {
+        let next_segment = all.get(index + 1).map_or(i64::MAX, |(next, _)| *next);
+        if next_segment <= from || *first >= to {
+            continue;
+        }
+        let bytes = std::fs::read(path).map_err(|error| LogError::io(path, error))?;
+        let mut offset = 0;
+        while let Step::Frame(payload, next) = step(&bytes, offset) {
+            offset = next;
+            let arrow = |source| LogError::Arrow { path: path.clone(), source };
+            let (header, _) = decode_header(payload).map_err(arrow)?;
+            if header.end() <= from {
+                continue;
+            }
+            if header.position >= to || (read > bytes_max && !frames.is_empty()) {
+                return checked(folder, frames, from);
+            }
+            read += payload.len() as u64;
+            frames.push(Frame::decode(payload).map_err(arrow)?);
+        }
+    }
+    checked(folder, frames, from)
+}
+
+fn checked(folder: &Path, frames: Vec<Frame>, from: i64) -> Result<Vec<Frame>, LogError> {
+    let mut expected = from;
+    for frame in &frames {
+        if frame.header.position != expected {
+            return Err(LogError::Gap { path: folder.to_owned(), from: expected, to: frame.header.position });
+        }
+        expected = frame.header.end();
+    }
+    Ok(frames)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use ratemill_schemas::files::{FileClaim, FileState};
+
+    use super::*;
+    use crate::log::LogWriter;
+
+    fn frame() -> Frame {
+        let claim = FileClaim {
+            connector: "c".into(),
+            path: "p".into(),
+            etag: "e".into(),
+            size: 1,
+            content_hash: String::new(),
+            state: FileState::Taken,
+            rows: 1,
+            rejected: 0,
+        };
+        Frame::new(None, None, 0, Vec::new(), vec![claim])
+    }
+
+    fn written(frames: usize) -> (tempfile::TempDir, std::path::PathBuf) {
+        let folder = tempfile::tempdir().unwrap();
+        let mut writer = LogWriter::new(folder.path(), 0).unwrap();
+        for _ in 0..frames {
+            writer.append(&mut frame(), 1).unwrap();
+        }
+        let path = folder.path().join(format!("{:020}.log", 0));
+        (folder, path)
+    }
+
+    #[test]
+    fn every_torn_tail_is_cut_and_nothing_before_it() {
+        let (folder, path) = written(3);
+        let whole = std::fs::read(&path).unwrap();
+        let third = whole.len() / 3;
+        for length in 0..whole.len() {
+            std::fs::write(&path, &whole[..length]).unwrap();
+            let scan = scan(folder.path()).unwrap();
+            assert_eq!(scan.frames.len(), length / third, "{length}");
+            assert_eq!(scan.torn_bytes as usize, length % third);
+            assert_eq!(path.metadata().unwrap().len() as usize, length / third * third);
+        }
+    }
+
+    #[test]
+    fn damage_before_valid_frames_stops() {
+        let (folder, path) = written(3);
+        let whole = std::fs::read(&path).unwrap();
+        for index in 0..whole.len() * 2 / 3 {
+            let mut bytes = whole.clone();
+            bytes[index] ^= 0x40;
+            std::fs::write(&path, &bytes).unwrap();
+            assert!(matches!(scan(folder.path()), Err(LogError::Damaged { .. })), "{index}");
+        }
+    }
+
+    #[test]
+    fn ranges_are_whole_frames() {
+        let (folder, _) = written(5);
+        let frames = read_range(folder.path(), 1, 4, u64::MAX).unwrap();
+        assert_eq!(frames.iter().map(|frame| frame.header.position).collect::<Vec<_>>(), [1, 2, 3]);
+        assert_eq!(read_range(folder.path(), 1, 4, 1).unwrap().len(), 1);
+    }
+}

@@ -1,0 +1,80 @@
+//! Appending frames, one sync for each group.
+
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use super::frame::Frame;
+use super::{LogError, segments, sync_folder};
+
+/// A segment is closed once it has this many bytes.
+const SEGMENT_BYTES: u64 = 64 << 20;
+
+/// Appends to the log; there is one for each log.
+#[derive(Debug)]
+pub struct LogWriter {
+    folder: PathBuf,
+    segment: Option<(PathBuf, File, u64)>,
+    position: i64,
+}
+
+impl LogWriter {
+    /// A writer that goes on at `position`, in a new segment.
+    ///
+    /// # Errors
+    /// [`LogError::Io`].
+    pub fn new(folder: &Path, position: i64) -> Result<Self, LogError> {
+        std::fs::create_dir_all(folder).map_err(|error| LogError::io(folder, error))?;
+        Ok(Self { folder: folder.to_owned(), segment: None, position })
+    }
+
+    /// Position of the next record.
+    #[must_use]
+    pub fn position(&self) -> i64 {
+        self.position
+    }
+
+    /// Appends a frame and syncs it; returns its bytes. After an error the log must not be used any more,
+    /// since nobody knows what the disk holds: the process stops.
+    ///
+    /// # Errors
+    /// [`LogError`].
+    pub fn append(&mut self, frame: &mut Frame, ingested_at: i64) -> Result<u64, LogError> {
+        let bytes = frame.encode(self.position, ingested_at).map_err(|source| LogError::Arrow { path: self.folder.clone(), source })?;
+        let (path, file, length) = match &mut self.segment {
+            Some(segment) if segment.2 < SEGMENT_BYTES => segment,
+            _ => self.open_segment()?,
+        };
+        file.write_all(&bytes).and_then(|()| file.sync_data()).map_err(|error| LogError::io(path, error))?;
+        *length += bytes.len() as u64;
+        self.position = frame.header.end();
+        Ok(bytes.len() as u64)
+    }
+
+    fn open_segment(&mut self) -> Result<&mut (PathBuf, File, u64), LogError> {
+        let path = self.folder.join(format!("{:020}.log", self.position));
+        // A segment of this name can only be an empty one that a crash left.
+        let file = OpenOptions::new().create(true).write(true).truncate(true).open(&path).map_err(|error| LogError::io(&path, error))?;
+        sync_folder(&self.folder).map_err(|error| LogError::io(&self.folder, error))?;
+        Ok(self.segment.insert((path, file, 0)))
+    }
+}
+
+/// Unlinks segments all of whose records are before `position`, never the last one; returns the bytes that it freed.
+///
+/// # Errors
+/// [`LogError::Io`].
+pub fn trim(folder: &Path, position: i64) -> Result<u64, LogError> {
+    let mut freed = 0;
+    for pair in segments(folder)?.windows(2) {
+        let ((_, path), (next, _)) = (&pair[0], &pair[1]);
+        if *next <= position {
+            freed += path.metadata().map_or(0, |metadata| metadata.len());
+            std::fs::remove_file(path).map_err(|error| LogError::io(path, error))?;
+        }
+    }
+    if freed > 0 {
+        sync_folder(folder).map_err(|error| LogError::io(folder, error))?;
+    }
+    Ok(freed)
+}

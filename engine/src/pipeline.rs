@@ -1,0 +1,249 @@
+//! Opening a project for writing: log, index, lake, capture thread and epochs, in the order that recovery needs.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use datafusion::prelude::SessionContext;
+use ratemill_connectors::Intake;
+use ratemill_connectors::files::{Claims, FileReader, FilesConfig};
+use ratemill_rules::session::SessionLimits;
+use ratemill_rules::{Diagnostics, RuleProject};
+use ratemill_schemas::files::{FileClaim, FileState};
+use ratemill_schemas::invoicing::InvoicingCalendar;
+use ratemill_schemas::{EventKey, time, windows};
+
+use crate::capture::{Capture, CaptureProgress};
+use crate::config::{ConfigError, Settings};
+use crate::dedup::DedupIndex;
+use crate::epoch::{EpochError, EpochSetup, Epochs, frame_keys, latest_completion, rejection_keys, table_specs};
+use crate::installation::Installation;
+use crate::lake::owner::Ownership;
+use crate::lake::{Lake, LakeError, LakeTable};
+use crate::log::{self, LogError, LogWriter};
+
+/// Why a project could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// `ratemill.toml`.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The rules or the reference data.
+    #[error("{0}")]
+    Rules(Diagnostics),
+    /// The log.
+    #[error(transparent)]
+    Log(#[from] LogError),
+    /// The lake.
+    #[error(transparent)]
+    Lake(#[from] LakeError),
+    /// An interrupted epoch.
+    #[error(transparent)]
+    Epoch(#[from] EpochError),
+    /// A connector.
+    #[error("{0}")]
+    Connector(String),
+}
+
+/// An open project.
+#[derive(Debug)]
+pub struct Pipeline {
+    /// Settings.
+    pub settings: Settings,
+    /// The log folder's lock and key.
+    pub installation: Installation,
+    /// Where connectors submit.
+    pub intake: Intake,
+    /// What capture has done.
+    pub progress: Arc<CaptureProgress>,
+    /// Epochs.
+    pub epochs: Epochs,
+    /// Files that were taken, with their drop's name.
+    pub claims: Vec<FileClaim>,
+    capture: std::thread::JoinHandle<()>,
+}
+
+impl Pipeline {
+    /// Opens the project in `folder`; `shown` is how it is named in messages.
+    ///
+    /// # Errors
+    /// [`OpenError`].
+    pub async fn open(folder: &Path, shown: &str) -> Result<Self, OpenError> {
+        let settings = Settings::load(folder)?;
+        let (project, warnings) = RuleProject::load(folder, shown, Arc::clone(&settings.schema)).await.map_err(OpenError::Rules)?;
+        for warning in &warnings.0 {
+            eprintln!("{}", warning.render(false));
+        }
+        let installation = Installation::open(&settings.log_folder)?;
+        let lake = Lake::open(&settings.config.lake.url, folder)?;
+        lake.probe().await?;
+        let ownership = Ownership::take(&lake, installation.log_id()).await?;
+        let completion = latest_completion(&lake).await?;
+        let floor = completion.as_ref().map_or(0, |completion| completion.state.position);
+        let scan = log::scan(installation.folder())?;
+        if scan.torn_bytes > 0 {
+            tracing::warn!(bytes = scan.torn_bytes, "cut an unfinished record off the usage log; nobody was told that it was accepted");
+        }
+        let progress = Arc::new(CaptureProgress::default());
+        progress.position.store(scan.end(floor), Ordering::Release);
+        progress.log_bytes.store(log::bytes(installation.folder())?, Ordering::Release);
+        let horizon = time::now().saturating_sub(settings.dedup_horizon);
+        let (mut dedup, known) = DedupIndex::open(&installation.dedup_folder(), floor, horizon)?;
+        if known < floor {
+            tracing::info!("rebuilding the index of event ids from the lake");
+            dedup.clear()?;
+            rebuild(&mut dedup, &lake, &settings, &installation).await?;
+        }
+        let tail = log::read_range(installation.folder(), floor, i64::MAX, u64::MAX)?;
+        let mut keys: Vec<EventKey> = Vec::new();
+        tail.iter().for_each(|frame| frame_keys(frame, &settings.schema, &installation.hasher(), &mut keys));
+        dedup.insert_all(keys.into_iter());
+        let mut claims = taken_files(&lake, &settings).await?;
+        claims.extend(tail.iter().flat_map(|frame| frame.header.claims.iter().cloned()));
+        drop(tail);
+        let (intake, queue) = Intake::bounded(settings.queue_bytes);
+        let capture = Capture {
+            queue,
+            log: LogWriter::new(installation.folder(), scan.end(floor))?,
+            dedup,
+            hasher: installation.hasher(),
+            schema: Arc::clone(&settings.schema),
+            log_id: installation.log_id().into(),
+            quota: settings.log_quota,
+            progress: Arc::clone(&progress),
+        };
+        let zone = windows::zone(&settings.config.billing.timezone).map_err(|error| OpenError::Connector(error.to_string()))?;
+        let setup = EpochSetup {
+            project,
+            schema: Arc::clone(&settings.schema),
+            log_folder: installation.folder().to_owned(),
+            dedup_folder: installation.dedup_folder(),
+            log_id: installation.log_id().to_owned(),
+            hasher: installation.hasher(),
+            progress: Arc::clone(&progress),
+            calendar: InvoicingCalendar::new(zone),
+            limits: SessionLimits { memory_bytes: settings.query_bytes, ..SessionLimits::default() },
+            idle: settings.idle,
+            epoch_bytes: settings.epoch_bytes,
+            inputs: inputs(&settings),
+        };
+        let epochs = Epochs::open(lake, ownership, completion, setup).await?;
+        let capture = std::thread::Builder::new()
+            .name("capture".to_owned())
+            .spawn(move || {
+                if let Err(error) = capture.run() {
+                    // Nobody knows what the disk holds now: recovery at the next start finds out.
+                    tracing::error!(%error, "the usage log failed; the process stops");
+                    eprintln!("error: {error}");
+                    std::process::exit(1);
+                }
+            })
+            .map_err(|error| OpenError::Connector(error.to_string()))?;
+        Ok(Self { settings, installation, intake, progress, epochs, claims, capture })
+    }
+
+    /// A reader for the files of one drop.
+    ///
+    /// # Errors
+    /// [`OpenError::Connector`].
+    pub fn file_reader(&self, config: &FilesConfig) -> Result<FileReader, OpenError> {
+        let context = self.settings.decode_context(self.installation.hasher());
+        FileReader::new(config, context, self.intake.clone(), self.settings.file_bytes).map_err(|error| OpenError::Connector(error.to_string()))
+    }
+
+    /// The claims of the drop `name`, by path.
+    #[must_use]
+    pub fn claims_of(&self, name: &str) -> Claims {
+        let mut claims = Claims::new();
+        for claim in self.claims.iter().filter(|claim| claim.connector == name) {
+            claims.entry(claim.path.clone()).or_default().push(claim.clone());
+        }
+        claims
+    }
+
+    /// Ends capture once every other handle on the intake is gone, then gives the lake up.
+    ///
+    /// # Errors
+    /// [`OpenError::Epoch`].
+    pub async fn close(self) -> Result<(), OpenError> {
+        drop(self.intake);
+        let capture = self.capture;
+        let _ = tokio::task::spawn_blocking(move || capture.join()).await;
+        self.epochs.close().await?;
+        Ok(())
+    }
+}
+
+/// Inputs that move the watermark.
+fn inputs(settings: &Settings) -> Vec<String> {
+    let config = &settings.config;
+    let files = config.files.iter().filter(|files| !files.historical).map(|files| files.name.clone());
+    let http = config.http.iter().map(|_| "http".to_owned());
+    config.mqtt.iter().map(|mqtt| mqtt.name.clone()).chain(files).chain(http).collect()
+}
+
+/// Fills the index from `usage` and `rejected`, and keeps it as one run.
+async fn rebuild(dedup: &mut DedupIndex, lake: &Lake, settings: &Settings, installation: &Installation) -> Result<(), OpenError> {
+    let Some(completion) = latest_completion(lake).await? else { return Ok(()) };
+    let [usage, rejected, ..] = table_specs(&settings.schema);
+    let hasher = installation.hasher();
+    let mut keys = Vec::new();
+    for (spec, version) in [(usage, completion.versions.usage), (rejected, completion.versions.rejected)] {
+        let Some(table) = LakeTable::open(lake, spec.name, spec.partitions).await? else { continue };
+        for batch in read_all(lake, &table.at_version(version).await?, &spec.schema).await? {
+            if spec.name == "usage" {
+                keys.extend(settings.schema.keys(&batch, &hasher));
+            } else {
+                keys.extend(rejection_keys(&batch, &hasher));
+            }
+        }
+    }
+    DedupIndex::save_run(&installation.dedup_folder(), 0, completion.state.position, time::now(), &keys)?;
+    dedup.insert_all(keys.into_iter());
+    Ok(())
+}
+
+async fn read_all(lake: &Lake, table: &LakeTable, columns: &arrow::datatypes::SchemaRef) -> Result<Vec<arrow::array::RecordBatch>, OpenError> {
+    let context = SessionContext::new();
+    let (authority, store) = lake.root_store();
+    context.runtime_env().register_object_store(&authority, store);
+    let query = async {
+        let present = table.schema().map_err(|error| datafusion::error::DataFusionError::External(error.into()))?;
+        let provider = table.provider().map_err(|error| datafusion::error::DataFusionError::External(error.into()))?;
+        let names: Vec<&str> = columns.fields().iter().map(|field| field.name().as_str()).filter(|name| present.field_with_name(name).is_ok()).collect();
+        context.read_table(provider)?.select_columns(&names)?.collect().await
+    };
+    query.await.map_err(|error| OpenError::Epoch(EpochError::Query(error)))
+}
+
+async fn taken_files(lake: &Lake, settings: &Settings) -> Result<Vec<FileClaim>, OpenError> {
+    use arrow::array::AsArray;
+    let [_, _, spec, _] = table_specs(&settings.schema);
+    let Some(completion) = latest_completion(lake).await? else { return Ok(Vec::new()) };
+    let Some(table) = LakeTable::open(lake, spec.name, spec.partitions).await? else { return Ok(Vec::new()) };
+    let mut claims = Vec::new();
+    for batch in read_all(lake, &table.at_version(completion.versions.files).await?, &spec.schema).await? {
+        let text = |name: &str, row: usize| batch.column_by_name(name).map(|column| column.as_string::<i32>().value(row).to_owned()).unwrap_or_default();
+        for row in 0..batch.num_rows() {
+            let state = if text("state", row) == FileState::Changed.as_str() { FileState::Changed } else { FileState::Taken };
+            claims.push(FileClaim {
+                connector: text("connector", row),
+                path: text("path", row),
+                etag: text("etag", row),
+                size: 0,
+                content_hash: text("content_hash", row),
+                state,
+                rows: 0,
+                rejected: 0,
+            });
+        }
+    }
+    Ok(claims)
+}
+
+/// The folder of a project as it is named in messages.
+#[must_use]
+pub fn shown(folder: &Path) -> String {
+    let shown = folder.display().to_string();
+    if shown.is_empty() { ".".to_owned() } else { shown.trim_end_matches('/').to_owned() }
+}
