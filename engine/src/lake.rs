@@ -198,6 +198,15 @@ impl Lake {
         Ok(names)
     }
 
+    /// Whether the first commit of a Delta table is there.
+    async fn has_log(&self, table: &str) -> Result<bool, LakeError> {
+        match self.location.store.head(&self.location.child(&format!("{table}/_delta_log/{:020}.json", 0))).await {
+            Ok(_) => Ok(true),
+            Err(object_store::Error::NotFound { .. }) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
     fn log_store(&self, table: &str) -> Result<LogStoreRef, LakeError> {
         let delta = |source: deltalake_core::DeltaTableError| LakeError::Delta { table: table.to_owned(), source: Box::new(source) };
         let url = self.location.url.join(&format!("{table}/")).map_err(|error| LakeError::Url { url: table.to_owned(), message: error.to_string() })?;

@@ -96,6 +96,9 @@ impl LakeTable {
     /// [`LakeError::Delta`].
     pub async fn open(lake: &Lake, name: &'static str, partitions: &'static [&'static str]) -> Result<Option<Self>, LakeError> {
         let mut table = DeltaTable::new(lake.log_store(name)?);
+        if !lake.has_log(name).await? {
+            return Ok(None);
+        }
         match table.load().await {
             Ok(()) => Ok(Some(Self { name, table, partitions })),
             Err(DeltaTableError::NotATable(_)) => Ok(None),
