@@ -1,1 +1,1 @@
-//! 
+//! Measurements: `cargo build --release && cargo bench --bench throughput -- all`.

@@ -1,7 +1,7 @@
 //! Bytes to batches. Every transport's records pass through [`Collector`], so that all have the same checks.
 
-mod collector;
 pub mod cloudevents;
+mod collector;
 pub mod csv;
 mod fields;
 pub mod ndjson;

@@ -48,7 +48,13 @@ impl FileDrop {
     ///
     /// # Errors
     /// [`FilesError`] names the drop and what would be valid.
-    pub fn new(config: &FilesConfig, reader: FileReader, store: Arc<dyn ObjectStore>, root: Path, claims: Claims) -> Result<Self, FilesError> {
+    pub fn new(
+        config: &FilesConfig,
+        reader: FileReader,
+        store: Arc<dyn ObjectStore>,
+        root: Path,
+        claims: Claims,
+    ) -> Result<Self, FilesError> {
         Ok(Self { reader, store, root, settle: config.settle()?, poll: config.poll()?, claims, seen: HashMap::new() })
     }
 
@@ -95,7 +101,9 @@ impl FileDrop {
     }
 
     fn relative(&self, location: &Path) -> String {
-        location.prefix_match(&self.root).map_or_else(|| location.to_string(), |parts| parts.map(|part| part.as_ref().to_owned()).collect::<Vec<_>>().join("/"))
+        location
+            .prefix_match(&self.root)
+            .map_or_else(|| location.to_string(), |parts| parts.map(|part| part.as_ref().to_owned()).collect::<Vec<_>>().join("/"))
     }
 
     /// Whether the file has not changed for the settle time.
@@ -138,7 +146,10 @@ impl FileDrop {
                 id: None,
                 position: path.to_owned(),
                 reason: Reason::FileChanged,
-                message: format!("{path} changed after it was taken (now {} bytes) and was not read again; give the new content a new name", file.size),
+                message: format!(
+                    "{path} changed after it was taken (now {} bytes) and was not read again; give the new content a new name",
+                    file.size
+                ),
                 raw: Vec::new(),
             });
             tracing::warn!(connector = %self.reader.input(), path, "a file changed after it was taken; it was not read again");
@@ -158,5 +169,7 @@ pub(crate) fn etag(file: &ObjectMeta) -> String {
 /// Files that are still being written, or are nobody's usage: `.tmp`, `.part`, hidden ones.
 fn is_unfinished(path: &str) -> bool {
     let name = path.rsplit('/').next().unwrap_or(path);
-    name.starts_with('.') || name.starts_with('_') || [".tmp", ".part", ".partial", ".crdownload"].iter().any(|ending| name.ends_with(ending))
+    name.starts_with('.')
+        || name.starts_with('_')
+        || [".tmp", ".part", ".partial", ".crdownload"].iter().any(|ending| name.ends_with(ending))
 }

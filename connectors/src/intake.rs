@@ -72,7 +72,13 @@ impl Intake {
     ///
     /// # Errors
     /// [`IntakeError::Full`] when the log has reached its quota, [`IntakeError::Stopped`] when the engine is gone.
-    pub async fn submit(&self, input: &InputName, usage: UsageBatch, claims: Vec<FileClaim>, historical: bool) -> Result<Receipt, IntakeError> {
+    pub async fn submit(
+        &self,
+        input: &InputName,
+        usage: UsageBatch,
+        claims: Vec<FileClaim>,
+        historical: bool,
+    ) -> Result<Receipt, IntakeError> {
         let room = Arc::clone(&self.room).acquire_many_owned(self.cost(&usage)).await.map_err(|_| IntakeError::Stopped)?;
         self.enqueue(input, usage, claims, historical, room).await
     }

@@ -186,12 +186,14 @@ impl Mapping {
         match &self.times {
             Times::Rfc3339 => parse_instant(text).map_err(|error| format!("`{text}` {error}")),
             Times::Unix { micros_per_unit } => {
-                let number: Decimal = text.parse().map_err(|_| format!("`{text}` is not a number of seconds or milliseconds since 1970"))?;
+                let number: Decimal =
+                    text.parse().map_err(|_| format!("`{text}` is not a number of seconds or milliseconds since 1970"))?;
                 let micros = number.multiply(Decimal::from_integer(*micros_per_unit)).map_err(|error| format!("`{text}` {error}"))?;
                 i64::try_from(micros.raw() / Decimal::ONE.raw()).map_err(|_| format!("`{text}` is outside the calendar"))
             }
             Times::Local(zone) => {
-                let local: DateTime = text.parse().map_err(|_| format!("`{text}` is not a local date and time, like 2026-10-01 09:30:00"))?;
+                let local: DateTime =
+                    text.parse().map_err(|_| format!("`{text}` is not a local date and time, like 2026-10-01 09:30:00"))?;
                 let ambiguous = zone.to_ambiguous_timestamp(local);
                 let timestamp = ambiguous
                     .unambiguous()
@@ -203,13 +205,20 @@ impl Mapping {
 
     /// Fields of the record without which no row can be read: what a CSV header or Parquet schema must have.
     pub(crate) fn required_fields(&self) -> impl Iterator<Item = &str> {
-        [Some(&self.source), self.id.as_ref().filter(|_| self.identity.is_empty()), Some(&self.meter), Some(&self.subject), Some(&self.time), self.quantity.first()]
-            .into_iter()
-            .flatten()
-            .filter_map(|reference| match reference {
-                FieldRef::Field(name) => Some(name.as_str()),
-                FieldRef::Constant { .. } => None,
-            })
+        [
+            Some(&self.source),
+            self.id.as_ref().filter(|_| self.identity.is_empty()),
+            Some(&self.meter),
+            Some(&self.subject),
+            Some(&self.time),
+            self.quantity.first(),
+        ]
+        .into_iter()
+        .flatten()
+        .filter_map(|reference| match reference {
+            FieldRef::Field(name) => Some(name.as_str()),
+            FieldRef::Constant { .. } => None,
+        })
     }
 
     /// Whether a field of this name feeds a column, so that it is no attribute.

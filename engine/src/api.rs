@@ -31,7 +31,9 @@ pub fn routes(events: Arc<EventsState>, health: Health) -> Router {
         .route("/metrics", get(metrics))
         .with_state(health)
         .merge(router(events))
-        .fallback(|| async { Problem::new(StatusCode::NOT_FOUND, "Not found", "the paths are POST /v1/events, GET /healthz, /readyz and /metrics") })
+        .fallback(|| async {
+            Problem::new(StatusCode::NOT_FOUND, "Not found", "the paths are POST /v1/events, GET /healthz, /readyz and /metrics")
+        })
 }
 
 async fn ready(State(health): State<Health>) -> impl IntoResponse {

@@ -166,8 +166,9 @@ pub fn main() -> ExitCode {
 }
 
 fn start_logging(cli: &Cli) {
-    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(format!("{},deltalake_core=error,buoyant_kernel=error,rumqttc=error", cli.log)));
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| {
+        tracing_subscriber::EnvFilter::new(format!("{},deltalake_core=error,buoyant_kernel=error,rumqttc=error", cli.log))
+    });
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal());
     let started = match cli.log_format {
         LogFormat::Text => builder.with_target(false).try_init(),

@@ -120,7 +120,12 @@ pub struct EpochConfig {
 
 impl Default for EpochConfig {
     fn default() -> Self {
-        Self { interval: "30 seconds".to_owned(), size: "256 MiB".to_owned(), idle: "5 minutes".to_owned(), dedup_horizon: "40 days".to_owned() }
+        Self {
+            interval: "30 seconds".to_owned(),
+            size: "256 MiB".to_owned(),
+            idle: "5 minutes".to_owned(),
+            dedup_horizon: "40 days".to_owned(),
+        }
     }
 }
 
@@ -284,7 +289,8 @@ impl Settings {
                 return Err(format!("dimension `{name}` must be made of lower-case letters, digits and _"));
             }
         }
-        let mut names: Vec<&str> = config.mqtt.iter().map(|mqtt| mqtt.name.as_str()).chain(config.files.iter().map(|files| files.name.as_str())).collect();
+        let mut names: Vec<&str> =
+            config.mqtt.iter().map(|mqtt| mqtt.name.as_str()).chain(config.files.iter().map(|files| files.name.as_str())).collect();
         if config.http.is_some() {
             names.push("http");
         }
@@ -351,7 +357,9 @@ impl HttpConfig {
     /// What is wrong with a size or time.
     pub fn limits(&self) -> Result<HttpLimits, String> {
         let size = |key: &str, text: &str| {
-            parse_bytes(text).map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX).min(1 << 30)).map_err(|error| format!("http.{key}: {error}"))
+            parse_bytes(text)
+                .map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX).min(1 << 30))
+                .map_err(|error| format!("http.{key}: {error}"))
         };
         let timeout = parse_duration(&self.timeout).map_err(|error| format!("http.timeout: {error}"))?;
         Ok(HttpLimits {
@@ -427,8 +435,16 @@ fn invalid(path: &Path, text: &str, error: &toml::de::Error) -> ConfigError {
         // A line that holds an expanded secret is not shown.
         if std::fs::read_to_string(path).is_ok_and(|original| original.lines().nth(number - 1) == Some(line)) {
             let width = number.to_string().len();
-            let length = text[span.start.min(text.len())..span.end.min(text.len())].lines().next().map_or(1, |part| part.chars().count()).max(1);
-            rendered.push_str(&format!(":{number}:{}\n{:width$} |\n{number} | {line}\n{:width$} | {:column$}{}", column + 1, "", "", "", "^".repeat(length)));
+            let length =
+                text[span.start.min(text.len())..span.end.min(text.len())].lines().next().map_or(1, |part| part.chars().count()).max(1);
+            rendered.push_str(&format!(
+                ":{number}:{}\n{:width$} |\n{number} | {line}\n{:width$} | {:column$}{}",
+                column + 1,
+                "",
+                "",
+                "",
+                "^".repeat(length)
+            ));
         } else {
             rendered.push_str(&format!(":{number}"));
         }

@@ -229,7 +229,10 @@ fn read_run(path: &Path) -> Result<Vec<EventKey>, LogError> {
     let (head, body) = bytes.split_at_checked(RUN_HEAD).unwrap_or_default();
     let crc = head.get(32..40).map_or(0, |crc| crc.iter().rev().fold(0_u64, |sum, byte| sum << 8 | u64::from(*byte)));
     if head.is_empty() || u64::from(crc32c::crc32c(body)) != crc {
-        let source = std::io::Error::new(std::io::ErrorKind::InvalidData, "checksum mismatch; remove the file, the index is then rebuilt from the usage table");
+        let source = std::io::Error::new(
+            std::io::ErrorKind::InvalidData,
+            "checksum mismatch; remove the file, the index is then rebuilt from the usage table",
+        );
         return Err(LogError::io(path, source));
     }
     Ok(body.chunks_exact(ENTRY).map(Packed::read).map(unpack).collect())

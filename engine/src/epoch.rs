@@ -10,6 +10,6 @@ mod state;
 
 pub use due::Finalize;
 pub use manifest::{Completion, Manifest, latest_completion};
-pub(crate) use run::{frame_keys, rejection_keys};
 pub use run::{EpochError, EpochReport, EpochSetup, Epochs, table_specs};
+pub(crate) use run::{frame_keys, rejection_keys};
 pub use state::{EngineState, OpenWindow, TableVersions};

@@ -150,7 +150,10 @@ impl Lake {
         if first && !second {
             return Ok(());
         }
-        Err(LakeError::Url { url: self.location.url.to_string(), message: "the store does not support put-if-absent (If-None-Match: *)".to_owned() })
+        Err(LakeError::Url {
+            url: self.location.url.to_string(),
+            message: "the store does not support put-if-absent (If-None-Match: *)".to_owned(),
+        })
     }
 
     /// Creates a small file; `false` when it is there already.
@@ -209,7 +212,11 @@ impl Lake {
 
     fn log_store(&self, table: &str) -> Result<LogStoreRef, LakeError> {
         let delta = |source: deltalake_core::DeltaTableError| LakeError::Delta { table: table.to_owned(), source: Box::new(source) };
-        let url = self.location.url.join(&format!("{table}/")).map_err(|error| LakeError::Url { url: table.to_owned(), message: error.to_string() })?;
+        let url = self
+            .location
+            .url
+            .join(&format!("{table}/"))
+            .map_err(|error| LakeError::Url { url: table.to_owned(), message: error.to_string() })?;
         let config = StorageConfig::default();
         let prefixed: Arc<dyn ObjectStore> = Arc::new(config.decorate_store(Arc::clone(&self.location.store), &url).map_err(delta)?);
         Ok(default_logstore(prefixed, Arc::clone(&self.location.store), &url, &config))

@@ -3,7 +3,9 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, AsArray, Decimal128Array, Int32Array, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray, UInt32Array};
+use arrow::array::{
+    Array, ArrayRef, AsArray, Decimal128Array, Int32Array, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray, UInt32Array,
+};
 use arrow::compute::{concat_batches, take};
 use arrow::datatypes::{DataType, Decimal128Type, Field, Int32Type, Schema};
 use arrow::error::ArrowError;
@@ -82,7 +84,14 @@ pub fn post(published: &RecordBatch, new: &RecordBatch, posting: &Posting) -> Re
             Some(old_row) if equal(&old, *old_row, new, row) => {}
             Some(old_row) => {
                 let class = ChargeClass::Correction;
-                entries.push(Entry { source: &old, row: *old_row, revision: next, identity: identity.clone(), reverses: old_id(*old_row), class });
+                entries.push(Entry {
+                    source: &old,
+                    row: *old_row,
+                    revision: next,
+                    identity: identity.clone(),
+                    reverses: old_id(*old_row),
+                    class,
+                });
                 entries.push(Entry { source: new, row, revision: next + 1, identity, reverses: None, class });
             }
         }
@@ -156,7 +165,16 @@ fn build(entries: &[Entry<'_>], posting: &Posting) -> Result<RecordBatch, ArrowE
     let classes: StringArray = entries.iter().map(|entry| Some(entry.class.as_str())).collect();
     let further: Vec<Field> = entries
         .iter()
-        .flat_map(|entry| entry.source.schema().fields().iter().skip(CHARGE_COLUMNS.len()).map(|field| field.as_ref().clone().with_nullable(true)).collect::<Vec<_>>())
+        .flat_map(|entry| {
+            entry
+                .source
+                .schema()
+                .fields()
+                .iter()
+                .skip(CHARGE_COLUMNS.len())
+                .map(|field| field.as_ref().clone().with_nullable(true))
+                .collect::<Vec<_>>()
+        })
         .fold(Vec::new(), |mut fields, field| {
             if !fields.iter().any(|known: &Field| known.name() == field.name()) {
                 fields.push(field);
@@ -219,7 +237,13 @@ fn negate(value: &ArrayRef) -> ArrayRef {
 /// The name of a ledger row: the same in every run that replays the same manifests.
 fn charge_id(posting: &Posting, identity: &str, revision: i32) -> String {
     let mut hash = Sha256::new();
-    for part in [posting.rule.as_bytes(), &posting.window.start.to_le_bytes(), &posting.window.end.to_le_bytes(), identity.as_bytes(), &revision.to_le_bytes()] {
+    for part in [
+        posting.rule.as_bytes(),
+        &posting.window.start.to_le_bytes(),
+        &posting.window.end.to_le_bytes(),
+        identity.as_bytes(),
+        &revision.to_le_bytes(),
+    ] {
         hash.update((part.len() as u64).to_le_bytes());
         hash.update(part);
     }
@@ -246,7 +270,8 @@ mod tests {
             nulls(&DECIMAL),
             nulls(&DataType::Utf8),
         ];
-        let fields: Vec<Field> = CHARGE_COLUMNS.iter().zip(&columns).map(|(name, column)| Field::new(*name, column.data_type().clone(), true)).collect();
+        let fields: Vec<Field> =
+            CHARGE_COLUMNS.iter().zip(&columns).map(|(name, column)| Field::new(*name, column.data_type().clone(), true)).collect();
         RecordBatch::try_new(Arc::new(Schema::new(fields)), columns).unwrap()
     }
 
@@ -278,7 +303,12 @@ mod tests {
                     let amount = column("amount").as_primitive::<Decimal128Type>().value(row);
                     let revision = column("revision").as_primitive::<Int32Type>().value(row);
                     let reverses = column("reverses").is_valid(row);
-                    shown.push_str(&format!("{epoch} {} {} r{revision} {amount}{}\n", text("class"), text("customer_id"), if reverses { " reversal" } else { "" }));
+                    shown.push_str(&format!(
+                        "{epoch} {} {} r{revision} {amount}{}\n",
+                        text("class"),
+                        text("customer_id"),
+                        if reverses { " reversal" } else { "" }
+                    ));
                 }
                 rows = concat_batches(&rows.schema(), [&rows, &new]).unwrap();
             }
@@ -291,7 +321,10 @@ mod tests {
 
     #[test]
     fn corrections_are_reversals_and_replacements() {
-        assert_eq!(ledger(&[&[("a", 7)], &[("a", 7)], &[("a", 9)]]), "1 original a r1 7\n3 correction a r2 -7 reversal\n3 correction a r3 9\n");
+        assert_eq!(
+            ledger(&[&[("a", 7)], &[("a", 7)], &[("a", 9)]]),
+            "1 original a r1 7\n3 correction a r2 -7 reversal\n3 correction a r3 9\n"
+        );
         assert_eq!(ledger(&[&[("a", 7), ("b", 1)], &[("b", 1)]]), "1 original a r1 7\n1 original b r1 1\n2 correction a r2 -7 reversal\n");
         assert_eq!(
             ledger(&[&[("a", 7)], &[], &[("a", 7)], &[("a", 8)]]),

@@ -38,7 +38,8 @@ pub async fn run(
     start_files(&pipeline, &connectors, &mut tasks)?;
     ready.store(true, Ordering::Release);
     let interval = Duration::from_micros(pipeline.settings.epoch_interval.unsigned_abs());
-    let outcome = epochs(&mut pipeline.epochs, &pipeline.progress, interval, pipeline.settings.epoch_bytes, &stop, &mut tasks, &mut epoch).await;
+    let outcome =
+        epochs(&mut pipeline.epochs, &pipeline.progress, interval, pipeline.settings.epoch_bytes, &stop, &mut tasks, &mut epoch).await;
     ready.store(false, Ordering::Release);
     connectors.cancel();
     let drained = tokio::time::timeout(Duration::from_secs(8), async { while tasks.join_next().await.is_some() {} }).await;
@@ -136,7 +137,8 @@ fn start_files(pipeline: &Pipeline, stop: &CancellationToken, tasks: &mut JoinSe
         let location = Location::open(&config.url, &pipeline.settings.folder)?;
         let reader = pipeline.file_reader(config)?;
         let claims = pipeline.claims_of(&config.name);
-        let drop = FileDrop::new(config, reader, location.store, location.path, claims).map_err(|error| OpenError::Connector(error.to_string()))?;
+        let drop = FileDrop::new(config, reader, location.store, location.path, claims)
+            .map_err(|error| OpenError::Connector(error.to_string()))?;
         let stop = stop.clone();
         tasks.spawn(async move {
             drop.run(stop).await;

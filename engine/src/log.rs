@@ -77,7 +77,8 @@ fn segments(folder: &Path) -> Result<Vec<(i64, PathBuf)>, LogError> {
     let mut segments = Vec::new();
     for entry in std::fs::read_dir(folder).map_err(|error| LogError::io(folder, error))? {
         let path = entry.map_err(|error| LogError::io(folder, error))?.path();
-        let position = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_suffix(".log")).and_then(|stem| stem.parse().ok());
+        let position =
+            path.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_suffix(".log")).and_then(|stem| stem.parse().ok());
         if let Some(position) = position {
             segments.push((position, path));
         }

@@ -148,7 +148,8 @@ impl Pipeline {
     /// [`OpenError::Connector`].
     pub fn file_reader(&self, config: &FilesConfig) -> Result<FileReader, OpenError> {
         let context = self.settings.decode_context(self.installation.hasher());
-        FileReader::new(config, context, self.intake.clone(), self.settings.file_bytes).map_err(|error| OpenError::Connector(error.to_string()))
+        FileReader::new(config, context, self.intake.clone(), self.settings.file_bytes)
+            .map_err(|error| OpenError::Connector(error.to_string()))
     }
 
     /// The claims of the drop `name`, by path.
@@ -203,14 +204,19 @@ async fn rebuild(dedup: &mut DedupIndex, lake: &Lake, settings: &Settings, insta
     Ok(())
 }
 
-async fn read_all(lake: &Lake, table: &LakeTable, columns: &arrow::datatypes::SchemaRef) -> Result<Vec<arrow::array::RecordBatch>, OpenError> {
+async fn read_all(
+    lake: &Lake,
+    table: &LakeTable,
+    columns: &arrow::datatypes::SchemaRef,
+) -> Result<Vec<arrow::array::RecordBatch>, OpenError> {
     let context = SessionContext::new();
     let (authority, store) = lake.root_store();
     context.runtime_env().register_object_store(&authority, store);
     let query = async {
         let present = table.schema().map_err(|error| datafusion::error::DataFusionError::External(error.into()))?;
         let provider = table.provider().map_err(|error| datafusion::error::DataFusionError::External(error.into()))?;
-        let names: Vec<&str> = columns.fields().iter().map(|field| field.name().as_str()).filter(|name| present.field_with_name(name).is_ok()).collect();
+        let names: Vec<&str> =
+            columns.fields().iter().map(|field| field.name().as_str()).filter(|name| present.field_with_name(name).is_ok()).collect();
         context.read_table(provider)?.select_columns(&names)?.collect().await
     };
     query.await.map_err(|error| OpenError::Epoch(EpochError::Query(error)))
@@ -223,7 +229,9 @@ async fn taken_files(lake: &Lake, settings: &Settings) -> Result<Vec<FileClaim>,
     let Some(table) = LakeTable::open(lake, spec.name, spec.partitions).await? else { return Ok(Vec::new()) };
     let mut claims = Vec::new();
     for batch in read_all(lake, &table.at_version(completion.versions.files).await?, &spec.schema).await? {
-        let text = |name: &str, row: usize| batch.column_by_name(name).map(|column| column.as_string::<i32>().value(row).to_owned()).unwrap_or_default();
+        let text = |name: &str, row: usize| {
+            batch.column_by_name(name).map(|column| column.as_string::<i32>().value(row).to_owned()).unwrap_or_default()
+        };
         for row in 0..batch.num_rows() {
             let state = if text("state", row) == FileState::Changed.as_str() { FileState::Changed } else { FileState::Taken };
             claims.push(FileClaim {

@@ -64,7 +64,9 @@ impl Reader {
         let (authority, store) = lake.root_store();
         context.runtime_env().register_object_store(&authority, store);
         let versions = completion.versions;
-        for (spec, version) in table_specs(&settings.schema).into_iter().zip([versions.usage, versions.rejected, versions.files, versions.charges]) {
+        for (spec, version) in
+            table_specs(&settings.schema).into_iter().zip([versions.usage, versions.rejected, versions.files, versions.charges])
+        {
             if let Some(table) = LakeTable::open(&lake, spec.name, spec.partitions).await? {
                 context.register_table(spec.name, table.at_version(version).await?.provider()?)?;
             }
@@ -161,7 +163,8 @@ fn views(rounding: Rounding) -> [(&'static str, String); 2] {
                charges
         FROM to_date"
     );
-    let totals = "SELECT customer_id, billing_period, posting_period, currency, count(*) AS lines, sum(amount) AS amount, sum(billed) AS billed
+    let totals =
+        "SELECT customer_id, billing_period, posting_period, currency, count(*) AS lines, sum(amount) AS amount, sum(billed) AS billed
         FROM invoice_lines GROUP BY customer_id, billing_period, posting_period, currency";
     [("invoice_lines", lines), ("invoice_totals", totals.to_owned())]
 }
@@ -182,7 +185,8 @@ pub fn with_exact_texts(batch: &RecordBatch) -> Result<RecordBatch, arrow::error
                 columns.push(Arc::new(shown));
             }
             DataType::Binary => {
-                let shown: StringArray = column.as_binary::<i32>().iter().map(|bytes| bytes.map(|bytes| String::from_utf8_lossy(bytes).into_owned())).collect();
+                let shown: StringArray =
+                    column.as_binary::<i32>().iter().map(|bytes| bytes.map(|bytes| String::from_utf8_lossy(bytes).into_owned())).collect();
                 fields.push(Field::new(field.name(), DataType::Utf8, true));
                 columns.push(Arc::new(shown));
             }

@@ -4,8 +4,8 @@
 use std::ops::ControlFlow;
 
 use sqlparser::ast::{
-    BinaryOperator, Expr, Ident, Join, JoinConstraint, JoinOperator, LimitClause, ObjectName, Query, Select, SelectItem, SetExpr, Spanned, TableFactor,
-    TableVersion, TableWithJoins, UnaryOperator, Value, VisitMut, VisitorMut,
+    BinaryOperator, Expr, Ident, Join, JoinConstraint, JoinOperator, LimitClause, ObjectName, Query, Select, SelectItem, SetExpr, Spanned,
+    TableFactor, TableVersion, TableWithJoins, UnaryOperator, Value, VisitMut, VisitorMut,
 };
 
 use crate::diagnostics::{Diagnostic, Diagnostics, Place};
@@ -114,7 +114,13 @@ impl Rewriter<'_> {
                 if args.is_some() {
                     self.error("table-function", place, "table functions are not allowed in rules");
                 }
-                if !with_hints.is_empty() || sample.is_some() || !partitions.is_empty() || !index_hints.is_empty() || json_path.is_some() || *with_ordinality {
+                if !with_hints.is_empty()
+                    || sample.is_some()
+                    || !partitions.is_empty()
+                    || !index_hints.is_empty()
+                    || json_path.is_some()
+                    || *with_ordinality
+                {
                     self.error("unsupported", place, "table hints, samples and partitions are not allowed in rules");
                 }
                 if let Some(name) = single_name(name) {
@@ -137,13 +143,15 @@ impl Rewriter<'_> {
                 let Some(table) = single_name(name) else { continue };
                 let Some(reference) = self.reference.table(&table) else { continue };
                 let alias = alias.as_ref().map_or_else(|| Ident::new(table.clone()), |alias| alias.name.clone());
-                let unique = constraint_of(join).is_some_and(|on| {
-                    !reference.key().is_empty() && reference.key().iter().all(|column| equates(&on, &alias, column))
-                });
+                let unique = constraint_of(join)
+                    .is_some_and(|on| !reference.key().is_empty() && reference.key().iter().all(|column| equates(&on, &alias, column)));
                 if unique {
                     continue;
                 }
-                if matches!(join.join_operator, JoinOperator::Semi(_) | JoinOperator::LeftSemi(_) | JoinOperator::Anti(_) | JoinOperator::LeftAnti(_)) {
+                if matches!(
+                    join.join_operator,
+                    JoinOperator::Semi(_) | JoinOperator::LeftSemi(_) | JoinOperator::Anti(_) | JoinOperator::LeftAnti(_)
+                ) {
                     continue;
                 }
                 self.found.fan_out.push(FanOutCheck { query: Box::new(several_matches(select, &usage)), table });
@@ -156,7 +164,12 @@ impl VisitorMut for Rewriter<'_> {
     type Break = ();
 
     fn pre_visit_select(&mut self, select: &mut Select) -> ControlFlow<()> {
-        if select.into.is_some() || !select.lateral_views.is_empty() || select.prewhere.is_some() || !select.connect_by.is_empty() || select.top.is_some() {
+        if select.into.is_some()
+            || !select.lateral_views.is_empty()
+            || select.prewhere.is_some()
+            || !select.connect_by.is_empty()
+            || select.top.is_some()
+        {
             self.error("unsupported", Place::of(select.span()), "this clause is not allowed in rules");
         }
         let mut selection = select.selection.take();
@@ -232,7 +245,8 @@ fn constraint_of(join: &Join) -> Option<Expr> {
 /// `valid_from <= instant AND (valid_to IS NULL OR instant < valid_to)`; an empty `valid_from` is open, too.
 fn valid_at(alias: &Ident, instant: Expr) -> Expr {
     let column = |name: &str| Expr::CompoundIdentifier(vec![alias.clone(), Ident::new(name)]);
-    let from = conjunction_or(Expr::IsNull(Box::new(column("valid_from"))), binary(column("valid_from"), BinaryOperator::LtEq, instant.clone()));
+    let from =
+        conjunction_or(Expr::IsNull(Box::new(column("valid_from"))), binary(column("valid_from"), BinaryOperator::LtEq, instant.clone()));
     let to = conjunction_or(Expr::IsNull(Box::new(column("valid_to"))), binary(instant, BinaryOperator::Lt, column("valid_to")));
     conjunction(from, to)
 }

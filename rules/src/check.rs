@@ -62,8 +62,12 @@ pub(crate) async fn output(
         Ok(optimized) => checker.floats(&optimized),
         Err(error) => checker.plan_error(&error),
     }
-    let output: Vec<OutputColumn> =
-        plan.schema().fields().iter().map(|field| OutputColumn { name: field.name().clone(), data_type: field.data_type().clone() }).collect();
+    let output: Vec<OutputColumn> = plan
+        .schema()
+        .fields()
+        .iter()
+        .map(|field| OutputColumn { name: field.name().clone(), data_type: field.data_type().clone() })
+        .collect();
     checker.columns(&output);
     (checker.diagnostics.0.len() == before).then(|| Checked { output, meters: meters(query) })
 }
@@ -92,14 +96,20 @@ pub(crate) fn across(rules: &[Rule], diagnostics: &mut Diagnostics) {
                     diagnostics.push(error("versions-overlap", message).help("end the older version with effective_to"));
                 }
                 if other.options.window != rule.options.window {
-                    diagnostics.push(error("versions-window", format!("rule `{}` has another window in {}; give the new one another name", rule.name, other.file)));
+                    diagnostics.push(error(
+                        "versions-window",
+                        format!("rule `{}` has another window in {}; give the new one another name", rule.name, other.file),
+                    ));
                 }
             }
             for column in rule.further_columns() {
                 if let Some(known) = other.further_columns().find(|known| known.name == column.name)
                     && known.data_type != column.data_type
                 {
-                    let message = format!("column `{}` has type {} here and {} in {}; the ledger has one type for it", column.name, column.data_type, known.data_type, other.file);
+                    let message = format!(
+                        "column `{}` has type {} here and {} in {}; the ledger has one type for it",
+                        column.name, column.data_type, known.data_type, other.file
+                    );
                     diagnostics.push(error("column-type", message));
                 }
             }
@@ -128,7 +138,8 @@ impl Checker<'_> {
                 end_line: span.end.line,
                 end_column: span.end.column.max(span.start.column + 1),
             });
-            let help: Vec<&str> = found.notes.iter().map(|note| note.message.as_str()).chain(found.helps.iter().map(|help| help.message.as_str())).collect();
+            let help: Vec<&str> =
+                found.notes.iter().map(|note| note.message.as_str()).chain(found.helps.iter().map(|help| help.message.as_str())).collect();
             self.push("plan", place, found.message.clone(), &help.join("; "));
             return;
         }
@@ -190,7 +201,12 @@ impl Checker<'_> {
                     match expr {
                         PlanExpr::ScalarFunction(call) if call.func.signature().volatility != Volatility::Immutable => {
                             let name = call.func.name().to_owned();
-                            problems.push(("volatile", format!("`{name}` does not depend on its arguments alone"), "use window_start and window_end of billing_window", Some(name)));
+                            problems.push((
+                                "volatile",
+                                format!("`{name}` does not depend on its arguments alone"),
+                                "use window_start and window_end of billing_window",
+                                Some(name),
+                            ));
                         }
                         PlanExpr::Cast(cast) => {
                             let from = cast.expr.get_type(&schema).unwrap_or(DataType::Null);
@@ -198,7 +214,12 @@ impl Checker<'_> {
                                 problems.push(("lossy-cast", message, "use parse_decimal(text) or round(number, places)", None));
                             }
                         }
-                        PlanExpr::TryCast(_) => problems.push(("lossy-cast", "TRY_CAST turns what does not fit into null".to_owned(), "use CAST, parse_decimal(text) or round(number, places)", None)),
+                        PlanExpr::TryCast(_) => problems.push((
+                            "lossy-cast",
+                            "TRY_CAST turns what does not fit into null".to_owned(),
+                            "use CAST, parse_decimal(text) or round(number, places)",
+                            None,
+                        )),
                         _ => {}
                     }
                     Ok(TreeNodeRecursion::Continue)
@@ -265,7 +286,12 @@ impl Checker<'_> {
             if !output.iter().any(|column| column.name == required) {
                 let hint = ratemill_schemas::nearest::did_you_mean(required, output.iter().map(|column| column.name.as_str()));
                 let message = format!("the rule has no column `{required}`{hint}");
-                self.push("column-missing", query_place.map(|place| Place::at(place.line, place.column)), message, "every rule returns customer_id, item, amount and currency");
+                self.push(
+                    "column-missing",
+                    query_place.map(|place| Place::at(place.line, place.column)),
+                    message,
+                    "every rule returns customer_id, item, amount and currency",
+                );
             }
         }
         let reserved = charges::reserved();
@@ -280,7 +306,12 @@ impl Checker<'_> {
                     self.push("column-type", place, format!("`{}` is {data_type}; it must be a text", column.name), "");
                 }
                 "amount" | "quantity" | "unit_price" if has_float(data_type) => {
-                    self.push("float", place, format!("`{}` is a floating-point number, which cannot hold money exactly", column.name), "use DECIMAL(38, 18)");
+                    self.push(
+                        "float",
+                        place,
+                        format!("`{}` is a floating-point number, which cannot hold money exactly", column.name),
+                        "use DECIMAL(38, 18)",
+                    );
                 }
                 "amount" | "quantity" | "unit_price" if !number => {
                     self.push("column-type", place, format!("`{}` is {data_type}; it must be an exact number", column.name), "");
@@ -289,7 +320,12 @@ impl Checker<'_> {
                     self.push("column-reserved", place, format!("`{name}` is a column that Ratemill fills in; call it something else"), "");
                 }
                 name if !own.contains(&name) && !can_be_stored(data_type) => {
-                    self.push("column-type", place, format!("further column `{name}` is {data_type}; it can be a text, number, boolean, date or instant"), "");
+                    self.push(
+                        "column-type",
+                        place,
+                        format!("further column `{name}` is {data_type}; it can be a text, number, boolean, date or instant"),
+                        "",
+                    );
                 }
                 _ => {}
             }
@@ -331,7 +367,9 @@ fn lossy(from: &DataType, to: &DataType) -> Option<String> {
 
 fn has_float(data_type: &DataType) -> bool {
     match data_type {
-        DataType::List(field) | DataType::LargeList(field) | DataType::FixedSizeList(field, _) | DataType::Map(field, _) => has_float(field.data_type()),
+        DataType::List(field) | DataType::LargeList(field) | DataType::FixedSizeList(field, _) | DataType::Map(field, _) => {
+            has_float(field.data_type())
+        }
         DataType::Struct(fields) => fields.iter().any(|field| has_float(field.data_type())),
         DataType::Dictionary(_, value) => has_float(value),
         other => other.is_floating(),

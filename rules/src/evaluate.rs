@@ -68,7 +68,9 @@ pub enum RateError {
         message: String,
     },
     /// A usage row met several reference rows, so that it would be charged several times.
-    #[error("rule `{rule}`, window {window}: usage event `{id}` of source `{usage_source}` matches several rows of `{table}` and would be charged several times; make the join unique, or allow it with fan_out = 'allowed'")]
+    #[error(
+        "rule `{rule}`, window {window}: usage event `{id}` of source `{usage_source}` matches several rows of `{table}` and would be charged several times; make the join unique, or allow it with fan_out = 'allowed'"
+    )]
     FanOut {
         /// The rule.
         rule: String,
@@ -135,7 +137,13 @@ impl Evaluator {
             })?;
             if found.num_rows() > 0 {
                 let text = |index: usize| found.column(index).as_string::<i32>().value(0).to_owned();
-                return Err(RateError::FanOut { rule: rule.name.clone(), window, usage_source: text(0), id: text(1), table: check.table.clone() });
+                return Err(RateError::FanOut {
+                    rule: rule.name.clone(),
+                    window,
+                    usage_source: text(0),
+                    id: text(1),
+                    table: check.table.clone(),
+                });
             }
         }
         Ok(())
@@ -145,8 +153,10 @@ impl Evaluator {
     async fn culprit(&self, rule: &Rule, window: Window) -> Option<String> {
         let context = self.context(window, None).ok()?;
         let batches = context.sql("SELECT DISTINCT subject FROM usage ORDER BY subject").await.ok()?.collect().await.ok()?;
-        let mut subjects: Vec<String> =
-            batches.iter().flat_map(|batch| batch.column(0).as_string::<i32>().iter().flatten().map(str::to_owned).collect::<Vec<_>>()).collect();
+        let mut subjects: Vec<String> = batches
+            .iter()
+            .flat_map(|batch| batch.column(0).as_string::<i32>().iter().flatten().map(str::to_owned).collect::<Vec<_>>())
+            .collect();
         while subjects.len() > 1 {
             let right = subjects.split_off(subjects.len() / 2);
             if self.run(&rule.query, window, Some(&subjects)).await.is_ok() {
@@ -218,7 +228,8 @@ struct Shaper<'a> {
 }
 
 /// Columns that a rule's output has in the ledger, before its further columns.
-pub const CHARGE_COLUMNS: [&str; 9] = ["customer_id", "contract_id", "item", "currency", "amount", "quantity", "unit", "unit_price", "detail"];
+pub const CHARGE_COLUMNS: [&str; 9] =
+    ["customer_id", "contract_id", "item", "currency", "amount", "quantity", "unit", "unit_price", "detail"];
 
 /// Further columns that are part of a charge's identity: every one that is no decimal.
 #[must_use]
@@ -282,9 +293,17 @@ impl Shaper<'_> {
         let mut valid_currencies: HashMap<&str, ()> = HashMap::new();
         for row in 0..charges.num_rows() {
             let customer = if customers.is_null(row) { "?" } else { customers.value(row) };
-            for (name, null) in [("customer_id", customers.is_null(row)), ("item", items.is_null(row)), ("currency", currencies.is_null(row)), ("amount", amounts.is_null(row))] {
+            for (name, null) in [
+                ("customer_id", customers.is_null(row)),
+                ("item", items.is_null(row)),
+                ("currency", currencies.is_null(row)),
+                ("amount", amounts.is_null(row)),
+            ] {
                 if null {
-                    return Err(self.failed(customer, format!("`{name}` is null; every charge has one (a sum over no rows is null: write coalesce(sum(…), 0))")));
+                    return Err(self.failed(
+                        customer,
+                        format!("`{name}` is null; every charge has one (a sum over no rows is null: write coalesce(sum(…), 0))"),
+                    ));
                 }
             }
             let currency = currencies.value(row);
@@ -341,7 +360,8 @@ pub fn identity(charges: &RecordBatch, row: usize) -> String {
         let value = match column.data_type() {
             DataType::Utf8 => column.as_string::<i32>().value(row).to_owned(),
             DataType::Timestamp(..) => format_instant(column.as_primitive::<arrow::datatypes::TimestampMicrosecondType>().value(row)),
-            _ => ArrayFormatter::try_new(column, &FormatOptions::default()).map_or_else(|error| error.to_string(), |formatter| formatter.value(row).to_string()),
+            _ => ArrayFormatter::try_new(column, &FormatOptions::default())
+                .map_or_else(|error| error.to_string(), |formatter| formatter.value(row).to_string()),
         };
         text.push_str(&format!("{}={}:{value};", schema.field(index).name(), value.len()));
     }

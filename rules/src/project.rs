@@ -37,7 +37,8 @@ impl RuleProject {
         let rules_folder = folder.join("rules");
         match std::fs::read_dir(&rules_folder) {
             Ok(entries) => {
-                let mut paths: Vec<_> = entries.flatten().map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|e| e == "sql")).collect();
+                let mut paths: Vec<_> =
+                    entries.flatten().map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|e| e == "sql")).collect();
                 paths.sort();
                 for path in paths {
                     let name = format!("{shown}/rules/{}", path.file_name().unwrap_or_default().to_string_lossy());
@@ -47,7 +48,9 @@ impl RuleProject {
                     }
                 }
             }
-            Err(error) => diagnostics.push(Diagnostic::error("rule-file", &format!("{shown}/rules"), "", None, format!("cannot be read: {error}"))),
+            Err(error) => {
+                diagnostics.push(Diagnostic::error("rule-file", &format!("{shown}/rules"), "", None, format!("cannot be read: {error}")))
+            }
         }
         Self::check(files, reference, usage, diagnostics).await
     }

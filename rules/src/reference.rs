@@ -168,7 +168,9 @@ impl ReferenceData {
     pub fn load(folder: &Path, shown: &str, diagnostics: &mut Diagnostics) -> Self {
         let mut files = ReferenceFiles::new();
         let mut names: Vec<_> = match std::fs::read_dir(folder) {
-            Ok(entries) => entries.flatten().map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|e| e == "csv")).collect(),
+            Ok(entries) => {
+                entries.flatten().map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|e| e == "csv")).collect()
+            }
             Err(_) => return Self::from_files(files, shown, diagnostics),
         };
         names.sort();
@@ -221,7 +223,8 @@ type Row = (u64, Vec<Cell>);
 impl Loader<'_> {
     fn csv_error(&mut self, line: u64, message: impl Into<String>) {
         let file = format!("{}/reference/{}.csv", self.shown, self.name);
-        let length = self.csv.lines().nth(usize::try_from(line).unwrap_or(1).saturating_sub(1)).map_or(1, |text| text.chars().count() as u64);
+        let length =
+            self.csv.lines().nth(usize::try_from(line).unwrap_or(1).saturating_sub(1)).map_or(1, |text| text.chars().count() as u64);
         let place = Place { line, column: 1, end_line: line, end_column: length.max(1) + 1 };
         self.diagnostics.push(Diagnostic::error("reference", &file, self.csv, Some(place), message));
     }
@@ -281,7 +284,10 @@ impl Loader<'_> {
         }
         for key in &declaration.key {
             if !columns.iter().any(|column| column.name == *key) {
-                self.toml_error(None, format!("key names `{key}`, which is no column{}", did_you_mean(key, columns.iter().map(|c| c.name.as_str()))));
+                self.toml_error(
+                    None,
+                    format!("key names `{key}`, which is no column{}", did_you_mean(key, columns.iter().map(|c| c.name.as_str()))),
+                );
                 return None;
             }
         }
@@ -335,7 +341,10 @@ impl Loader<'_> {
             let cells: Result<Vec<Cell>, String> = columns
                 .iter()
                 .zip(&order)
-                .map(|(column, index)| cell(column, record.get(*index).unwrap_or_default().trim(), timezone).map_err(|error| format!("column `{}`: {error}", column.name)))
+                .map(|(column, index)| {
+                    cell(column, record.get(*index).unwrap_or_default().trim(), timezone)
+                        .map_err(|error| format!("column `{}`: {error}", column.name))
+                })
                 .collect();
             match cells {
                 Ok(cells) => rows.push((line, cells)),
@@ -374,7 +383,10 @@ impl Loader<'_> {
             });
             for pair in tiers.windows(2) {
                 if pair[0].1[0] == pair[1].1[0] {
-                    self.csv_error(pair[1].0, format!("two tiers of the same price end at the same up_to (line {} is the other)", pair[0].0));
+                    self.csv_error(
+                        pair[1].0,
+                        format!("two tiers of the same price end at the same up_to (line {} is the other)", pair[0].0),
+                    );
                     sound = false;
                 }
             }
@@ -385,8 +397,10 @@ impl Loader<'_> {
                 sound = false;
             }
         }
-        let columns = columns.iter().filter(|column| !["up_to", "unit_price", "flat_fee"].contains(&column.name.as_str())).cloned().collect();
-        let (rows, tiers): (Vec<Row>, Vec<_>) = groups.into_iter().map(|(row, tiers)| (row, tiers.into_iter().map(|(_, tier)| tier).collect())).unzip();
+        let columns =
+            columns.iter().filter(|column| !["up_to", "unit_price", "flat_fee"].contains(&column.name.as_str())).cloned().collect();
+        let (rows, tiers): (Vec<Row>, Vec<_>) =
+            groups.into_iter().map(|(row, tiers)| (row, tiers.into_iter().map(|(_, tier)| tier).collect())).unzip();
         sound.then_some((columns, rows, Some(tiers)))
     }
 
@@ -410,7 +424,8 @@ impl Loader<'_> {
         let positions: Vec<usize> = key.iter().filter_map(|name| index(name)).collect();
         let mut groups: HashMap<Vec<&Cell>, Vec<(i64, i64, u64)>> = HashMap::new();
         for (line, cells) in rows {
-            let (from, to) = bounds.map_or((i64::MIN, i64::MAX), |(from, to)| (instant(&cells[from], i64::MIN), instant(&cells[to], i64::MAX)));
+            let (from, to) =
+                bounds.map_or((i64::MIN, i64::MAX), |(from, to)| (instant(&cells[from], i64::MIN), instant(&cells[to], i64::MAX)));
             groups.entry(positions.iter().map(|position| &cells[*position]).collect()).or_default().push((from, to, *line));
         }
         for spans in groups.values_mut() {
@@ -418,7 +433,10 @@ impl Loader<'_> {
             for pair in spans.windows(2) {
                 if pair[1].0 < pair[0].1 {
                     let since = if pair[1].0 == i64::MIN { "always".to_owned() } else { format!("from {}", format_instant(pair[1].0)) };
-                    self.csv_error(pair[1].2, format!("key ({}) has two rows that are valid at once {since}: line {} is the other", key.join(", "), pair[0].2));
+                    self.csv_error(
+                        pair[1].2,
+                        format!("key ({}) has two rows that are valid at once {since}: line {} is the other", key.join(", "), pair[0].2),
+                    );
                     sound = false;
                 }
             }
@@ -444,7 +462,8 @@ fn cell(column: &Column, text: &str, timezone: &str) -> Result<Cell, String> {
 
 fn build(columns: &[Column], rows: &[Row], tiers: Option<Vec<Vec<[Cell; 3]>>>) -> Result<RecordBatch, arrow::error::ArrowError> {
     let mut fields: Vec<Field> = columns.iter().map(|column| Field::new(&column.name, column.arrow(), column.nullable)).collect();
-    let mut arrays: Vec<ArrayRef> = (0..columns.len()).map(|index| array(&columns[index], rows.iter().map(|(_, cells)| &cells[index]))).collect();
+    let mut arrays: Vec<ArrayRef> =
+        (0..columns.len()).map(|index| array(&columns[index], rows.iter().map(|(_, cells)| &cells[index]))).collect();
     if let Some(tiers) = tiers {
         fields.push(Field::new("tiers", tiers_type(), false));
         arrays.push(tiers_array(&tiers));
@@ -469,7 +488,9 @@ fn array<'a>(column: &Column, cells: impl Iterator<Item = &'a Cell>) -> ArrayRef
         DataType::Int64 => collect!(Int64Builder::new(), Cell::Integer(value) => *value),
         DataType::Boolean => collect!(BooleanBuilder::new(), Cell::Boolean(value) => *value),
         DataType::Date32 => collect!(Date32Builder::new(), Cell::Date(value) => *value),
-        DataType::Timestamp(..) => collect!(TimestampMicrosecondBuilder::new().with_data_type(instant_type()), Cell::Instant(value) => *value),
+        DataType::Timestamp(..) => {
+            collect!(TimestampMicrosecondBuilder::new().with_data_type(instant_type()), Cell::Instant(value) => *value)
+        }
         DataType::Decimal128(..) => collect!(Decimal128Builder::new().with_data_type(DECIMAL), Cell::Decimal(value) => value.raw()),
         _ => collect!(StringBuilder::new(), Cell::Text(value) => value),
     }

@@ -23,17 +23,20 @@ pub(crate) struct ParsedRule {
 }
 
 pub(crate) fn parse(file: &str, text: &str, diagnostics: &mut Diagnostics) -> Option<ParsedRule> {
-    let mut statements = match Parser::new(&RuleDialect).with_recursion_limit(50).try_with_sql(text).and_then(|mut parser| parser.parse_statements()) {
-        Ok(statements) => statements,
-        Err(error) => {
-            diagnostics.push(syntax_error(file, text, &error));
-            return None;
-        }
-    };
+    let mut statements =
+        match Parser::new(&RuleDialect).with_recursion_limit(50).try_with_sql(text).and_then(|mut parser| parser.parse_statements()) {
+            Ok(statements) => statements,
+            Err(error) => {
+                diagnostics.push(syntax_error(file, text, &error));
+                return None;
+            }
+        };
     let shape = "a rule file holds one statement: CREATE MATERIALIZED VIEW name WITH (window = 'month', …) AS SELECT …";
     if statements.len() != 1 {
         let place = statements.get(1).and_then(|statement| Place::of(statement.span()));
-        diagnostics.push(Diagnostic::error("one-statement", file, text, place, format!("the file has {} statements", statements.len())).help(shape));
+        diagnostics.push(
+            Diagnostic::error("one-statement", file, text, place, format!("the file has {} statements", statements.len())).help(shape),
+        );
         return None;
     }
     let statement = statements.remove(0);
@@ -65,7 +68,8 @@ fn syntax_error(file: &str, text: &str, error: &ParserError) -> Diagnostic {
     };
     let (message, place) = match message.rfind(" at Line: ") {
         Some(index) => {
-            let numbers: Vec<u64> = message[index..].split(|c: char| !c.is_ascii_digit()).filter_map(|digits| digits.parse().ok()).collect();
+            let numbers: Vec<u64> =
+                message[index..].split(|c: char| !c.is_ascii_digit()).filter_map(|digits| digits.parse().ok()).collect();
             let place = match numbers.as_slice() {
                 [line, column, ..] => Some(Place::at(*line, *column)),
                 _ => None,
@@ -107,8 +111,10 @@ impl Reader<'_> {
             }
             if !OPTIONS.contains(&name.as_str()) {
                 let message = format!("option `{name}` is unknown{}", did_you_mean(&name, OPTIONS));
-                self.diagnostics
-                    .push(Diagnostic::error("option-unknown", self.file, self.text, at, message).help(format!("options are {}", OPTIONS.join(", "))));
+                self.diagnostics.push(
+                    Diagnostic::error("option-unknown", self.file, self.text, at, message)
+                        .help(format!("options are {}", OPTIONS.join(", "))),
+                );
                 continue;
             }
             let Expr::Value(ValueWithSpan { value: Value::SingleQuotedString(text), span }) = value else {

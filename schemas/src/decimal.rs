@@ -106,10 +106,11 @@ impl Decimal {
                         index += digits[index..].iter().take_while(|b| b.is_ascii_digit()).count();
                         continue;
                     }
-                    value = value
-                        .checked_mul(10)
-                        .and_then(|v| v.checked_add(i128::from(byte - b'0')))
-                        .ok_or(if seen_point { DecimalError::TooPrecise } else { DecimalError::TooLarge })?;
+                    value = value.checked_mul(10).and_then(|v| v.checked_add(i128::from(byte - b'0'))).ok_or(if seen_point {
+                        DecimalError::TooPrecise
+                    } else {
+                        DecimalError::TooLarge
+                    })?;
                     places += i32::from(seen_point);
                 }
                 b'.' if !seen_point => seen_point = true,
@@ -153,9 +154,7 @@ impl Decimal {
         if let Some(product) = self.0.checked_mul(other.0) {
             return Self::from_raw(divide_rounded(product, ONE, Rounding::HalfEven));
         }
-        let product = i256::from_i128(self.0)
-            .checked_mul(i256::from_i128(other.0))
-            .ok_or(DecimalError::TooLarge)?;
+        let product = i256::from_i128(self.0).checked_mul(i256::from_i128(other.0)).ok_or(DecimalError::TooLarge)?;
         Self::from_raw(divide_wide(product, ONE)?)
     }
 
@@ -181,9 +180,7 @@ impl Decimal {
         if let Some(product) = self.0.checked_mul(numerator) {
             return Self::from_raw(divide_rounded(product, denominator, Rounding::HalfEven));
         }
-        let product = i256::from_i128(self.0)
-            .checked_mul(i256::from_i128(numerator))
-            .ok_or(DecimalError::TooLarge)?;
+        let product = i256::from_i128(self.0).checked_mul(i256::from_i128(numerator)).ok_or(DecimalError::TooLarge)?;
         Self::from_raw(divide_wide(product, denominator)?)
     }
 
@@ -203,10 +200,7 @@ impl Decimal {
         let dropped = i32::from(SCALE).saturating_sub(places);
         let Ok(dropped @ 1..) = usize::try_from(dropped) else { return Ok(self) };
         let Some(&unit) = POWERS.get(dropped) else { return Ok(Self::ZERO) };
-        divide_rounded(self.0, unit, mode)
-            .checked_mul(unit)
-            .ok_or(DecimalError::TooLarge)
-            .and_then(Self::from_raw)
+        divide_rounded(self.0, unit, mode).checked_mul(unit).ok_or(DecimalError::TooLarge).and_then(Self::from_raw)
     }
 }
 
@@ -219,9 +213,7 @@ fn parse_exponent(text: &[u8]) -> Result<i32, DecimalError> {
     if digits.is_empty() || !digits.iter().all(u8::is_ascii_digit) {
         return Err(DecimalError::NotANumber);
     }
-    let magnitude = digits
-        .iter()
-        .fold(0_i32, |sum, byte| sum.saturating_mul(10).saturating_add(i32::from(byte - b'0')));
+    let magnitude = digits.iter().fold(0_i32, |sum, byte| sum.saturating_mul(10).saturating_add(i32::from(byte - b'0')));
     Ok(if negative { -magnitude } else { magnitude })
 }
 
@@ -264,11 +256,7 @@ fn divide_wide(dividend: i256, divisor: i128) -> Result<i128, DecimalError> {
     }
     let negative = (dividend < i256::ZERO) != (divisor < 0);
     let half = remainder.unsigned_abs().cmp(&(divisor.unsigned_abs() - remainder.unsigned_abs()));
-    Ok(if Rounding::HalfEven.rounds_away(half, quotient % 2 != 0) {
-        quotient + if negative { -1 } else { 1 }
-    } else {
-        quotient
-    })
+    Ok(if Rounding::HalfEven.rounds_away(half, quotient % 2 != 0) { quotient + if negative { -1 } else { 1 } } else { quotient })
 }
 
 impl fmt::Display for Decimal {

@@ -30,7 +30,12 @@ pub fn parse_instant(text: &str) -> Result<i64, NotAnInstant> {
     }
     // RFC 3339 asks for `T`, `t` or a blank between date and time, and for an offset; jiff alone takes more.
     let bytes = text.as_bytes();
-    let shape = bytes.len() >= 20 && bytes[4] == b'-' && bytes[7] == b'-' && matches!(bytes[10], b'T' | b't' | b' ') && bytes[13] == b':' && bytes[16] == b':';
+    let shape = bytes.len() >= 20
+        && bytes[4] == b'-'
+        && bytes[7] == b'-'
+        && matches!(bytes[10], b'T' | b't' | b' ')
+        && bytes[13] == b':'
+        && bytes[16] == b':';
     if !shape || text.contains('[') {
         return Err(NotAnInstant);
     }

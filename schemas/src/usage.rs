@@ -4,8 +4,8 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use arrow::array::{
-    Array, ArrayBuilder, ArrayRef, AsArray, BooleanBuilder, Decimal128Builder, Int64Builder, MapBuilder, MapFieldNames, RecordBatch, StringBuilder,
-    TimestampMicrosecondBuilder,
+    Array, ArrayBuilder, ArrayRef, AsArray, BooleanBuilder, Decimal128Builder, Int64Builder, MapBuilder, MapFieldNames, RecordBatch,
+    StringBuilder, TimestampMicrosecondBuilder,
 };
 use arrow::datatypes::{DataType, Decimal128Type, Field, Fields, Int64Type, Schema, SchemaRef, TimestampMicrosecondType};
 use arrow::error::ArrowError;
@@ -475,14 +475,14 @@ impl UsageBatchBuilder {
             return Err((Reason::TimeTooOld, format!("time {} is before 2000", format_instant(event.time))));
         }
         if event.time >= self.time_limit {
-            return Err((Reason::TimeInFuture, format!("time {} is further ahead than the allowed clock skew", format_instant(event.time))));
+            return Err((
+                Reason::TimeInFuture,
+                format!("time {} is further ahead than the allowed clock skew", format_instant(event.time)),
+            ));
         }
         if let Some(end) = event.end {
             if end < event.time {
-                return Err((
-                    Reason::EndBeforeTime,
-                    format!("end {} is before time {}", format_instant(end), format_instant(event.time)),
-                ));
+                return Err((Reason::EndBeforeTime, format!("end {} is before time {}", format_instant(end), format_instant(event.time))));
             }
             if end >= self.time_limit {
                 return Err((Reason::TimeInFuture, format!("end {} is further ahead than the allowed clock skew", format_instant(end))));
@@ -570,7 +570,11 @@ mod tests {
     #[test]
     fn keys_from_events_and_from_stored_rows_are_the_same() {
         let dimension = |name: &str, kind| Dimension { name: name.to_owned(), kind };
-        let schema = UsageSchema::new(vec![dimension("region", DimensionType::Text), dimension("floor", DimensionType::Integer), dimension("size", DimensionType::Decimal)]);
+        let schema = UsageSchema::new(vec![
+            dimension("region", DimensionType::Text),
+            dimension("floor", DimensionType::Integer),
+            dimension("size", DimensionType::Decimal),
+        ]);
         let hasher = EventHasher::new([7, 8]);
         let mut builder = UsageBatchBuilder::new(&schema, hasher, i64::MAX, 2);
         for (id, dimensions) in [

@@ -92,10 +92,7 @@ pub fn zone(name: &str) -> Result<TimeZone, WindowError> {
     let database = TimeZoneDatabase::bundled();
     database.get(name).map_err(|_| {
         let names: Vec<String> = database.available().map(|name| name.to_string()).collect();
-        WindowError::UnknownZone {
-            zone: name.to_owned(),
-            hint: crate::nearest::did_you_mean(name, names.iter().map(String::as_str)),
-        }
+        WindowError::UnknownZone { zone: name.to_owned(), hint: crate::nearest::did_you_mean(name, names.iter().map(String::as_str)) }
     })
 }
 
@@ -165,9 +162,8 @@ impl WindowSpec {
                 let local = Timestamp::from_microsecond(instant).map_err(|_| out_of_range())?.to_zoned(zone.clone()).date();
                 let first = period.first_day(local).ok_or_else(out_of_range)?;
                 let next = period.next(first).ok_or_else(out_of_range)?;
-                let bound = |date: Date| {
-                    date.to_zoned(zone.clone()).map(|zoned| zoned.timestamp().as_microsecond()).map_err(|_| out_of_range())
-                };
+                let bound =
+                    |date: Date| date.to_zoned(zone.clone()).map(|zoned| zoned.timestamp().as_microsecond()).map_err(|_| out_of_range());
                 Ok(Window { start: bound(first)?, end: bound(next)? })
             }
         }

@@ -158,11 +158,16 @@ fn sixty_kinds_of_bad_input_and_good_rows_beside_them() {
 
     for (body, reason) in events() {
         let neighbour = kwh(&format!("good-{good}"), "m1", "2026-09-01T10:00:00Z", "1");
-        let (status, answer) = engine.post(&[("content-type", "application/cloudevents-batch+json")], format!("[{body},{neighbour}]").as_bytes());
+        let (status, answer) =
+            engine.post(&[("content-type", "application/cloudevents-batch+json")], format!("[{body},{neighbour}]").as_bytes());
         assert_eq!(status, 200, "{reason}: {answer}");
         let answer: Value = serde_json::from_str(&answer).unwrap();
         assert_eq!(answer["accepted"], 1, "{reason}: {answer}");
-        assert_eq!((&answer["rejected"][0]["reason"], &answer["rejected"][0]["index"]), (&json!(reason), &json!(0)), "{answer} for {body:.200}");
+        assert_eq!(
+            (&answer["rejected"][0]["reason"], &answer["rejected"][0]["index"]),
+            (&json!(reason), &json!(0)),
+            "{answer} for {body:.200}"
+        );
         assert!(!answer["rejected"][0]["message"].as_str().unwrap().is_empty());
         reasons.insert(reason.to_owned());
         cases += 1;
@@ -181,7 +186,10 @@ fn sixty_kinds_of_bad_input_and_good_rows_beside_them() {
         reasons.insert(reason.to_owned());
         cases += 1;
     }
-    project.drop_file("drop/mixed.csv", b"id,subject,meter,time,quantity\nf1,m1,kwh,2026-09-01T00:00:00Z,2\nf2,m1,kwh,never,2\nf3,m1,kwh,2026-09-01T00:00:00Z,2\n");
+    project.drop_file(
+        "drop/mixed.csv",
+        b"id,subject,meter,time,quantity\nf1,m1,kwh,2026-09-01T00:00:00Z,2\nf2,m1,kwh,never,2\nf3,m1,kwh,2026-09-01T00:00:00Z,2\n",
+    );
     let message = "{\"serial\": \"s1\", \"time\": \"2026-09-01T00:00:00Z\", \"quantity\": 3}\n";
     wait("subscribed", || std::fs::read_to_string(project.path().join("engine.stderr")).unwrap().contains("subscribed"));
     for (topic, payload, qos, reason) in [
@@ -250,18 +258,36 @@ fn bad_rules_and_reference_data_are_underlined() {
     let head = "CREATE MATERIALIZED VIEW r WITH (window = 'month', effective_from = '2026-09-01') AS\n";
     let select = |list: &str| format!("{head}SELECT {list} FROM usage u GROUP BY u.subject\n");
     let cases: Vec<(String, &str, &str)> = vec![
-        (select("u.subject AS customer_id, 'x' AS item, sum(u.quantiti) AS amount, 'EUR' AS currency"), "r.sql:2:48", "quantiti"),
+        (select("u.subject AS customer_id, 'x' AS item, sum(u.quantiti) AS amount, 'EUR' AS currency"), "r.sql:2:51", "quantiti"),
         (select("u.subject AS customer_id, 'x' AS item, grduated(1) AS amount, 'EUR' AS currency"), "r.sql:2:", "grduated"),
         (select("u.subject AS customer_id, 'x' AS item, 'EUR' AS currency"), "r.sql:2:", "no column `amount`"),
-        (select("u.subject AS customer_id, 'x' AS item, CAST(sum(u.quantity) AS DOUBLE) AS amount, 'EUR' AS currency"), "r.sql:2:", "floating-point"),
-        (select("u.subject AS customer_id, 'x' AS item, CAST('1.5' AS DECIMAL(38,18)) AS amount, 'EUR' AS currency"), "r.sql:2:", "drops digits"),
+        (
+            select("u.subject AS customer_id, 'x' AS item, CAST(sum(u.quantity) AS DOUBLE) AS amount, 'EUR' AS currency"),
+            "r.sql:2:",
+            "floating-point",
+        ),
+        (
+            select("u.subject AS customer_id, 'x' AS item, CAST('1.5' AS DECIMAL(38,18)) AS amount, 'EUR' AS currency"),
+            "r.sql:2:",
+            "drops digits",
+        ),
         (select("u.subject AS customer_id, 'x' AS item, random() AS amount, 'EUR' AS currency"), "r.sql:2:", "random"),
         (select("u.subject AS customer_id, 'x' AS item, avg(u.quantity) AS amount, 'EUR' AS currency"), "r.sql:2:", "avg"),
         (head.replace("month", "fortnight") + "SELECT 1\n", "r.sql:1:", "is not a window"),
         (head.replace("window =", "windw =") + "SELECT 1\n", "r.sql:1:", "did you mean `window`?"),
         (format!("{head}SELEC 1\n"), "r.sql:2:1", "SELEC"),
-        (format!("{head}SELECT c.customer_id, 'x' AS item, 1 AS amount, c.currency FROM usage u JOIN contracts c ON c.subject = u.subject\n"), "r.sql:2:", "the join says no time"),
-        (format!("{head}SELECT 'a' AS customer_id, 'x' AS item, 1 AS amount, 'EUR' AS currency FROM generate_series(1, 10) g\n"), "r.sql:2:", "table functions"),
+        (
+            format!(
+                "{head}SELECT c.customer_id, 'x' AS item, 1 AS amount, c.currency FROM usage u JOIN contracts c ON c.subject = u.subject\n"
+            ),
+            "r.sql:2:",
+            "the join says no time",
+        ),
+        (
+            format!("{head}SELECT 'a' AS customer_id, 'x' AS item, 1 AS amount, 'EUR' AS currency FROM generate_series(1, 10) g\n"),
+            "r.sql:2:",
+            "table functions",
+        ),
         ("DROP TABLE usage\n".to_owned(), "r.sql:1:", "not a rule"),
         (format!("{head}SELECT 'a' AS customer_id, 'x' AS item, 1 AS amount, 'EUR' AS currency FROM secrets\n"), "r.sql:2:", "secrets"),
     ];
@@ -271,7 +297,10 @@ fn bad_rules_and_reference_data_are_underlined() {
         let output = ratemill(&["check", project.text()], &[]);
         let stdout = String::from_utf8_lossy(&output.stdout);
         assert_eq!(output.status.code(), Some(3), "{rule}: {stdout}{}", String::from_utf8_lossy(&output.stderr));
-        assert!(stdout.contains(place) && stdout.contains(expected) && stdout.contains('^'), "{rule}: {place} and {expected} are not in\n{stdout}");
+        assert!(
+            stdout.contains(place) && stdout.contains(expected) && stdout.contains('^'),
+            "{rule}: {place} and {expected} are not in\n{stdout}"
+        );
         let json: Value = serde_json::from_slice(&ratemill(&["check", project.text(), "--format", "json"], &[]).stdout).unwrap();
         assert!(json[0]["file"].as_str().unwrap().ends_with("rules/r.sql") && json[0]["line"].is_number());
     }
@@ -289,7 +318,10 @@ fn bad_rules_and_reference_data_are_underlined() {
         assert!(stdout.contains("reference/prices.csv:") && stdout.contains(expected), "{stdout}");
     }
     let project = Project::new("");
-    project.write("reference/contracts.csv", "subject,customer_id,plan,currency,valid_from,valid_to\nm1,a,home,EUR,2026-01-01,2026-06-02\nm1,b,home,EUR,2026-06-01,\n");
+    project.write(
+        "reference/contracts.csv",
+        "subject,customer_id,plan,currency,valid_from,valid_to\nm1,a,home,EUR,2026-01-01,2026-06-02\nm1,b,home,EUR,2026-06-01,\n",
+    );
     let output = ratemill(&["check", project.text()], &[]);
     assert!(String::from_utf8_lossy(&output.stdout).contains("two rows that are valid at once from 2026-06-01"));
 }
@@ -298,7 +330,10 @@ fn bad_rules_and_reference_data_are_underlined() {
 fn a_usage_row_that_would_be_charged_twice_stops_the_rule() {
     let project = Project::new("");
     project.write("reference/contracts.toml", "[columns]\nsubject = \"text\"\ncustomer_id = \"text\"\nplan = \"text\"\ncurrency = \"text\"\nvalid_from = \"date\"\nvalid_to = \"date?\"\n");
-    project.write("reference/contracts.csv", "subject,customer_id,plan,currency,valid_from,valid_to\nm1,a,home,EUR,2026-01-01,\nm1,b,home,EUR,2026-01-01,\n");
+    project.write(
+        "reference/contracts.csv",
+        "subject,customer_id,plan,currency,valid_from,valid_to\nm1,a,home,EUR,2026-01-01,\nm1,b,home,EUR,2026-01-01,\n",
+    );
     let usage = project.write("usage.ndjson", &crate::project::lines(&[kwh("a", "m1", "2026-09-02T00:00:00Z", "1")]));
     let output = ratemill(&["rate", "-C", project.text(), "--usage", usage.to_str().unwrap(), "--close"], &[]);
     let stderr = String::from_utf8_lossy(&output.stderr);
@@ -323,7 +358,8 @@ fn what_was_mended_can_be_replayed() {
     assert_eq!(sql(project.path(), "SELECT count(*) FROM rejected"), ["2"]);
     assert!(ok(&["rejected", "list", "-C", project.text()]).contains("dimension_invalid"));
     // The mistake was in the project: floors have names.
-    let toml = std::fs::read_to_string(project.path().join("ratemill.toml")).unwrap().replace("floor = \"integer\"", "floor_name = \"text\"");
+    let toml =
+        std::fs::read_to_string(project.path().join("ratemill.toml")).unwrap().replace("floor = \"integer\"", "floor_name = \"text\"");
     project.write("ratemill.toml", &toml);
     let shown = ok(&["rejected", "replay", "-C", project.text()]);
     assert_eq!(shown.trim(), "1 accepted, 0 had been accepted before, 1 are still rejected");

@@ -16,7 +16,8 @@ pub fn net(project: &Project) -> Vec<String> {
 fn amounts_by_hand_and_idempotent() {
     let project = Project::new("");
     // 100 at 0.30 and the flat fee of 5, then 20.5 at 0.25: 30 + 5 + 5.125.
-    let usage = project.write("usage.ndjson", &lines(&[kwh("a", "m1", "2026-09-02T00:00:00Z", "99.5"), kwh("b", "m1", "2026-09-30T23:59:59Z", "21")]));
+    let usage = project
+        .write("usage.ndjson", &lines(&[kwh("a", "m1", "2026-09-02T00:00:00Z", "99.5"), kwh("b", "m1", "2026-09-30T23:59:59Z", "21")]));
     for _ in 0..2 {
         ok(&["rate", "-C", project.text(), "--usage", usage.to_str().unwrap(), "--close"]);
         assert_eq!(net(&project), ["cust-1,Energy,2026-09,EUR,120.5,40.125"]);
@@ -55,7 +56,13 @@ fn csv_and_parquet_give_what_ndjson_gives() {
     let text = |event: &serde_json::Value, name: &str| event[name].as_str().unwrap().to_owned();
     let mut csv = String::from("source,id,meter,subject,time,quantity\n");
     for event in &events {
-        csv.push_str(&format!("test,{},kwh,{},{},{}\n", text(event, "id"), text(event, "subject"), text(event, "time"), event["data"]["quantity"].as_str().unwrap()));
+        csv.push_str(&format!(
+            "test,{},kwh,{},{},{}\n",
+            text(event, "id"),
+            text(event, "subject"),
+            text(event, "time"),
+            event["data"]["quantity"].as_str().unwrap()
+        ));
     }
     let from_csv = Project::new("");
     let gz = {
@@ -84,7 +91,8 @@ fn a_rule_that_fails_names_rule_window_and_subject_and_stops_no_other() {
 SELECT u.subject AS customer_id, 'Risk' AS item, 1 / (sum(u.quantity) - 3) AS amount, 'EUR' AS currency FROM usage u GROUP BY u.subject
 ",
     );
-    let usage = project.write("usage.ndjson", &lines(&[kwh("a", "m1", "2026-09-02T00:00:00Z", "1"), kwh("b", "m2", "2026-09-02T00:00:00Z", "3")]));
+    let usage =
+        project.write("usage.ndjson", &lines(&[kwh("a", "m1", "2026-09-02T00:00:00Z", "1"), kwh("b", "m2", "2026-09-02T00:00:00Z", "3")]));
     let output = ratemill(&["rate", "-C", project.text(), "--usage", usage.to_str().unwrap(), "--close"], &[]);
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(3), "{stderr}");

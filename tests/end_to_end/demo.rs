@@ -20,7 +20,10 @@ fn the_demo_bills_what_a_person_would() {
     for expected in ["| acme        | 5     | 1097   | GBP      |", "| cedar       | 4     | 181.25 | GBP      |", "read_parquet('"] {
         assert!(shown.contains(expected), "{expected} is not in\n{shown}");
     }
-    let lines = sql(&folder, "SELECT customer_id, item, quantity, billed FROM invoice_lines WHERE billing_period = '2026-09' ORDER BY customer_id, item");
+    let lines = sql(
+        &folder,
+        "SELECT customer_id, item, quantity, billed FROM invoice_lines WHERE billing_period = '2026-09' ORDER BY customer_id, item",
+    );
     assert_eq!(
         lines,
         [

@@ -7,7 +7,8 @@ use crate::servers::S3;
 const DROP: &str = "[http]\nlisten = \"127.0.0.1:0\"\n[[files]]\nname = \"drop\"\nurl = \"drop\"\nsettle = \"300 milliseconds\"\npoll = \"50 milliseconds\"\n";
 
 fn count(project: &Project, table: &str) -> String {
-    let output = crate::engine::ratemill(&["sql", "-C", project.text(), "-c", &format!("SELECT count(*) FROM {table}"), "--format", "csv"], &[]);
+    let output =
+        crate::engine::ratemill(&["sql", "-C", project.text(), "-c", &format!("SELECT count(*) FROM {table}"), "--format", "csv"], &[]);
     String::from_utf8(output.stdout).unwrap().lines().nth(1).unwrap_or("0").to_owned()
 }
 
@@ -24,7 +25,7 @@ fn a_file_is_taken_once_and_a_change_is_reported() {
     assert_eq!(count(&project, "usage"), "50");
     assert_eq!(
         sql(project.path(), "SELECT reason, position, connector FROM rejected ORDER BY position"),
-        ["not_json,a.ndjson line 51,drop", "missing_specversion,a.ndjson line 52,drop"]
+        ["not_json,a.ndjson line 51,drop", "missing_data,a.ndjson line 52,drop"]
     );
     // The engine is restarted: the file is not taken again.
     engine.stop();
@@ -43,13 +44,16 @@ fn a_file_is_taken_once_and_a_change_is_reported() {
 fn an_s3_prefix_is_a_drop_too() {
     let server = S3::shared();
     let environment = server.environment();
-    let project = Project::new("[http]\nlisten = \"127.0.0.1:0\"\n[[files]]\nname = \"bucket\"\nurl = \"s3://lake/drops-in\"\nsettle = \"0 seconds\"\npoll = \"100 milliseconds\"\n");
+    let project = Project::new(
+        "[http]\nlisten = \"127.0.0.1:0\"\n[[files]]\nname = \"bucket\"\nurl = \"s3://lake/drops-in\"\nsettle = \"0 seconds\"\npoll = \"100 milliseconds\"\n",
+    );
     let file = project.write("usage.ndjson", &lines(&september(40)));
     let program = "import boto3,sys; boto3.client('s3', endpoint_url=sys.argv[1], aws_access_key_id='testkey', aws_secret_access_key='testsecret', region_name='us-east-1').upload_file(sys.argv[2], 'lake', 'drops-in/2026/usage.ndjson')";
     crate::servers::python(program, &[&server.endpoint(), file.to_str().unwrap()], &[]);
     let engine = Engine::start_with(project.path(), &environment);
     wait("the object is taken", || {
-        let output = crate::engine::ratemill(&["sql", "-C", project.text(), "-c", "SELECT path, rows FROM files", "--format", "csv"], &environment);
+        let output =
+            crate::engine::ratemill(&["sql", "-C", project.text(), "-c", "SELECT path, rows FROM files", "--format", "csv"], &environment);
         String::from_utf8(output.stdout).unwrap().contains("2026/usage.ndjson,40")
     });
     engine.stop();

@@ -35,7 +35,11 @@ fn every_mode_and_encoding_is_accepted_and_a_resend_changes_nothing() {
         (vec![("content-type", "application/x-ndjson")], lines(&[event("l1"), event("l2"), event("l3")]).into_bytes(), 3),
         (binary.to_vec(), br#"{"value": 1.25}"#.to_vec(), 1),
         (vec![("content-type", "application/json")], json!([event("j1")]).to_string().into_bytes(), 1),
-        (vec![("content-type", "application/cloudevents-batch+json"), ("content-encoding", "gzip")], gzip(json!([event("g1")]).to_string().as_bytes()), 1),
+        (
+            vec![("content-type", "application/cloudevents-batch+json"), ("content-encoding", "gzip")],
+            gzip(json!([event("g1")]).to_string().as_bytes()),
+            1,
+        ),
         (
             vec![("content-type", "application/cloudevents+json"), ("content-encoding", "zstd")],
             zstd::encode_all(event("z1").to_string().as_bytes(), 3).unwrap(),
@@ -48,7 +52,11 @@ fn every_mode_and_encoding_is_accepted_and_a_resend_changes_nothing() {
             assert_eq!(status, 200, "{headers:?}: {answer}");
             let answer: Value = serde_json::from_str(&answer).unwrap();
             let (accepted, duplicates) = if round == 0 { (*events, 0) } else { (0, *events) };
-            assert_eq!((answer["accepted"].as_u64(), answer["duplicates"].as_u64()), (Some(accepted), Some(duplicates)), "{headers:?}: {answer}");
+            assert_eq!(
+                (answer["accepted"].as_u64(), answer["duplicates"].as_u64()),
+                (Some(accepted), Some(duplicates)),
+                "{headers:?}: {answer}"
+            );
             assert!(answer["receipt"].as_str().is_some_and(|receipt| receipt.contains('-')));
         }
     }
@@ -93,7 +101,11 @@ fn health_metrics_and_a_quick_stop() {
     assert_eq!(engine.get("/healthz").0, 200);
     let (status, metrics) = engine.get("/metrics");
     assert_eq!(status, 200);
-    for expected in ["ratemill_ingest_events_total{connector=\"http\",outcome=\"accepted\"} 1", "ratemill_build_info", "ratemill_log_commit_duration_seconds"] {
+    for expected in [
+        "ratemill_ingest_events_total{connector=\"http\",outcome=\"accepted\"} 1",
+        "ratemill_build_info",
+        "ratemill_log_commit_duration_seconds",
+    ] {
         assert!(metrics.contains(expected), "{expected} is not in\n{metrics}");
     }
     assert_eq!(engine.get("/nothing").0, 404);
@@ -109,7 +121,8 @@ fn a_full_log_pushes_back_and_loses_nothing() {
     let mut refused = false;
     for n in 0..200 {
         let events: Vec<Value> = (0..20).map(|k| kwh(&format!("e{n}-{k}"), "m1", "2026-09-01T10:00:00Z", "1")).collect();
-        let (status, answer) = engine.post(&[("content-type", "application/cloudevents-batch+json")], &serde_json::to_vec(&events).unwrap());
+        let (status, answer) =
+            engine.post(&[("content-type", "application/cloudevents-batch+json")], &serde_json::to_vec(&events).unwrap());
         match status {
             200 => accepted += 20,
             429 => {

@@ -64,11 +64,17 @@ fn plain_json_with_a_template_an_identity_and_qos_0_refused() {
     broker.publish("meters/north/m1", &format!("{message}\n"), 1, &[]);
     broker.publish("meters/north/m1/kwh", "{\"ts\": 1788220800, \"reading\": {\"kwh\": 2}}\nrubbish\n", 1, &[]);
     wait("all are judged", || {
-        let output = crate::engine::ratemill(&["sql", "-C", project.text(), "-c", "SELECT reason FROM rejected ORDER BY reason", "--format", "csv"], &[]);
+        let output = crate::engine::ratemill(
+            &["sql", "-C", project.text(), "-c", "SELECT reason FROM rejected ORDER BY reason", "--format", "csv"],
+            &[],
+        );
         String::from_utf8(output.stdout).unwrap().lines().count() == 5
     });
     engine.stop();
-    assert_eq!(sql(project.path(), "SELECT reason FROM rejected ORDER BY reason"), ["identity_conflict", "not_json", "qos_too_low", "topic_mismatch"]);
+    assert_eq!(
+        sql(project.path(), "SELECT reason FROM rejected ORDER BY reason"),
+        ["identity_conflict", "not_json", "qos_too_low", "topic_mismatch"]
+    );
     assert_eq!(
         sql(project.path(), "SELECT id, site, quantity, attributes['firmware'] FROM usage"),
         ["m1|kwh|2026-09-01T00:00:00Z,north,1.1,2.1"]
@@ -84,11 +90,55 @@ fn tls_password_and_a_shared_subscription() {
     let broker = Mosquitto::start_with(
         "allow_anonymous false\npassword_file DIR/users\ncafile DIR/ca.pem\ncertfile DIR/server.pem\nkeyfile DIR/server.key\n",
         |folder| {
-            openssl(folder, &["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=test-ca", "-days", "2"]);
-            openssl(folder, &["req", "-newkey", "rsa:2048", "-nodes", "-keyout", "server.key", "-out", "server.csr", "-subj", "/CN=localhost"]);
+            openssl(
+                folder,
+                &[
+                    "req",
+                    "-x509",
+                    "-newkey",
+                    "rsa:2048",
+                    "-nodes",
+                    "-keyout",
+                    "ca.key",
+                    "-out",
+                    "ca.pem",
+                    "-subj",
+                    "/CN=test-ca",
+                    "-days",
+                    "2",
+                ],
+            );
+            openssl(
+                folder,
+                &["req", "-newkey", "rsa:2048", "-nodes", "-keyout", "server.key", "-out", "server.csr", "-subj", "/CN=localhost"],
+            );
             std::fs::write(folder.join("san"), "subjectAltName=DNS:localhost,IP:127.0.0.1\n").unwrap();
-            openssl(folder, &["x509", "-req", "-in", "server.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-out", "server.pem", "-days", "2", "-extfile", "san"]);
-            let made = Command::new("mosquitto_passwd").args(["-b", "-c"]).arg(folder.join("users")).args(["fleet", "pass-word-9"]).status().unwrap();
+            openssl(
+                folder,
+                &[
+                    "x509",
+                    "-req",
+                    "-in",
+                    "server.csr",
+                    "-CA",
+                    "ca.pem",
+                    "-CAkey",
+                    "ca.key",
+                    "-CAcreateserial",
+                    "-out",
+                    "server.pem",
+                    "-days",
+                    "2",
+                    "-extfile",
+                    "san",
+                ],
+            );
+            let made = Command::new("mosquitto_passwd")
+                .args(["-b", "-c"])
+                .arg(folder.join("users"))
+                .args(["fleet", "pass-word-9"])
+                .status()
+                .unwrap();
             assert!(made.success());
             for file in ["users", "server.key", "server.pem", "ca.pem"] {
                 std::fs::set_permissions(folder.join(file), std::os::unix::fs::PermissionsExt::from_mode(0o644)).unwrap();
@@ -111,7 +161,8 @@ fn tls_password_and_a_shared_subscription() {
     broker.publish("meters/x", &lines(&events[..10]), 1, &options);
     broker.publish("other/y", &lines(&events[10..]), 1, &options);
     let stored = || {
-        let output = crate::engine::ratemill(&["sql", "-C", project.text(), "-c", "SELECT count(*) FROM usage", "--format", "csv"], &password);
+        let output =
+            crate::engine::ratemill(&["sql", "-C", project.text(), "-c", "SELECT count(*) FROM usage", "--format", "csv"], &password);
         String::from_utf8(output.stdout).unwrap().lines().nth(1) == Some("20")
     };
     wait("all are stored", stored);
@@ -128,7 +179,9 @@ fn binary_cloud_events_with_user_properties() {
     wait("connected", || connected(&engine));
     let event = kwh("x", "m1", "2026-09-01T10:00:00Z", "1");
     let mut options = vec!["-V", "5", "-D", "publish", "content-type", "application/json"];
-    for (name, value) in [("specversion", "1.0"), ("id", "bin-1"), ("source", "test"), ("type", "kwh"), ("subject", "m1"), ("time", "2026-09-01T10:00:00Z")] {
+    for (name, value) in
+        [("specversion", "1.0"), ("id", "bin-1"), ("source", "test"), ("type", "kwh"), ("subject", "m1"), ("time", "2026-09-01T10:00:00Z")]
+    {
         options.extend(["-D", "publish", "user-property", name, value]);
     }
     broker.publish("meters/x", &format!("{}\n", event["data"]), 1, &options);

@@ -34,7 +34,10 @@ impl Project {
         project.write("reference/contracts.toml", "key = [\"subject\"]\n[columns]\nsubject = \"text\"\ncustomer_id = \"text\"\nplan = \"text\"\ncurrency = \"text\"\nvalid_from = \"date\"\nvalid_to = \"date?\"\n");
         let contracts: String = (0..10).map(|n| format!("m{n},cust-{n},home,EUR,2026-01-01,\n")).collect();
         project.write("reference/contracts.csv", &format!("subject,customer_id,plan,currency,valid_from,valid_to\n{contracts}"));
-        project.write("reference/prices.toml", "key = [\"plan\"]\n[columns]\nplan = \"text\"\nup_to = \"decimal?\"\nunit_price = \"decimal\"\nflat_fee = \"decimal\"\n");
+        project.write(
+            "reference/prices.toml",
+            "key = [\"plan\"]\n[columns]\nplan = \"text\"\nup_to = \"decimal?\"\nunit_price = \"decimal\"\nflat_fee = \"decimal\"\n",
+        );
         project.write("reference/prices.csv", "plan,up_to,unit_price,flat_fee\nhome,100,0.30,5\nhome,,0.25,0\n");
         project
     }

@@ -22,7 +22,8 @@ pub fn venv() -> PathBuf {
 
 /// Runs a Python program; returns its stdout.
 pub fn python(program: &str, arguments: &[&str], environment: &[(String, String)]) -> String {
-    let output = Command::new(venv().join("bin/python")).arg("-c").arg(program).args(arguments).envs(environment.iter().cloned()).output().unwrap();
+    let output =
+        Command::new(venv().join("bin/python")).arg("-c").arg(program).args(arguments).envs(environment.iter().cloned()).output().unwrap();
     assert!(output.status.success(), "python failed:\n{}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
 }
@@ -63,7 +64,13 @@ impl Mosquitto {
     fn spawn(&mut self) {
         let log = fs::OpenOptions::new().create(true).append(true).open(self.folder.path().join("broker.log")).unwrap();
         let program = if Path::new("/usr/sbin/mosquitto").exists() { "/usr/sbin/mosquitto" } else { "mosquitto" };
-        let child = Command::new(program).arg("-c").arg(self.folder.path().join("mosquitto.conf")).stdout(Stdio::null()).stderr(log).spawn().unwrap();
+        let child = Command::new(program)
+            .arg("-c")
+            .arg(self.folder.path().join("mosquitto.conf"))
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .unwrap();
         self.child = Some(child);
         wait("the broker listens", || TcpStream::connect(("127.0.0.1", self.port)).is_ok());
     }
@@ -135,8 +142,16 @@ impl S3 {
             .arg(format!("-dir={}", data.display()))
             .args(["-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-filer", "-s3", "-master.telemetry=false", "-master.electionTimeout=1s"])
             .args(["-volume.max=20", "-volume.preStopSeconds=0", "-master.volumeSizeLimitMB=64", "-s3.port.iceberg=0", "-s3.port.lance=0"])
-            .args([format!("-filer.localSocket={}", folder.join("filer.sock").display()), format!("-s3.localSocket={}", folder.join("s3.sock").display())])
-            .args([format!("-master.port={master}"), format!("-volume.port={volume}"), format!("-filer.port={filer}"), format!("-s3.port={s3}")])
+            .args([
+                format!("-filer.localSocket={}", folder.join("filer.sock").display()),
+                format!("-s3.localSocket={}", folder.join("s3.sock").display()),
+            ])
+            .args([
+                format!("-master.port={master}"),
+                format!("-volume.port={volume}"),
+                format!("-filer.port={filer}"),
+                format!("-s3.port={s3}"),
+            ])
             .args([
                 format!("-master.port.grpc={master_grpc}"),
                 format!("-volume.port.grpc={volume_grpc}"),
@@ -154,7 +169,8 @@ impl S3 {
     }
 
     fn wait_ready(&self) {
-        let healthy = || try_request(&format!("127.0.0.1:{}", self.ports[3]), "GET", "/healthz", &[], b"").is_some_and(|(status, _)| status == 200);
+        let healthy =
+            || try_request(&format!("127.0.0.1:{}", self.ports[3]), "GET", "/healthz", &[], b"").is_some_and(|(status, _)| status == 200);
         let volumes = || {
             let answer = try_request(&format!("127.0.0.1:{}", self.ports[0]), "GET", "/dir/status", &[], b"");
             answer.is_some_and(|(_, body)| body.contains(&format!("127.0.0.1:{}", self.ports[1])))

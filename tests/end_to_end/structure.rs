@@ -11,7 +11,11 @@ fn root() -> PathBuf {
 }
 
 fn metadata() -> Value {
-    let output = Command::new(env!("CARGO")).args(["metadata", "--format-version", "1", "--locked", "--offline"]).current_dir(root()).output().unwrap();
+    let output = Command::new(env!("CARGO"))
+        .args(["metadata", "--format-version", "1", "--locked", "--offline"])
+        .current_dir(root())
+        .output()
+        .unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     serde_json::from_slice(&output.stdout).unwrap()
 }
@@ -28,8 +32,14 @@ fn dependencies_point_one_way() {
             found.insert(name.to_owned(), own.collect());
         }
     }
-    let allowed: [(&str, &[&str]); 6] =
-        [("schemas", &[]), ("rules", &["schemas"]), ("connectors", &["schemas"]), ("engine", &["connectors", "rules", "schemas"]), ("benches", &["connectors"]), ("tests", &[])];
+    let allowed: [(&str, &[&str]); 6] = [
+        ("schemas", &[]),
+        ("rules", &["schemas"]),
+        ("connectors", &["schemas"]),
+        ("engine", &["connectors", "rules", "schemas"]),
+        ("benches", &["connectors"]),
+        ("tests", &[]),
+    ];
     for (name, allowed) in allowed {
         let allowed: BTreeSet<String> = allowed.iter().map(|name| (*name).to_owned()).collect();
         assert!(found[name].is_subset(&allowed), "{name} depends on {:?}, may depend on {allowed:?}", found[name]);
@@ -41,8 +51,13 @@ fn dependencies_point_one_way() {
 fn one_version_of_each_big_crate() {
     let metadata = metadata();
     for name in ["datafusion", "arrow", "parquet", "object_store", "deltalake-core", "sqlparser", "tokio", "axum", "rustls"] {
-        let versions: BTreeSet<&str> =
-            metadata["packages"].as_array().unwrap().iter().filter(|package| package["name"] == name).map(|package| package["version"].as_str().unwrap()).collect();
+        let versions: BTreeSet<&str> = metadata["packages"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .filter(|package| package["name"] == name)
+            .map(|package| package["version"].as_str().unwrap())
+            .collect();
         assert_eq!(versions.len(), 1, "{name}: {versions:?}");
     }
 }

@@ -112,7 +112,11 @@ pub fn binary(context: &DecodeContext, mapping: &Mapping, attributes: &[(String,
 ///
 /// # Errors
 /// The reason and message of the rejection.
-pub fn binary_fields<'a>(context: &DecodeContext, attributes: &'a [(String, String)], data: &'a str) -> Result<Fields<'a>, (Reason, String)> {
+pub fn binary_fields<'a>(
+    context: &DecodeContext,
+    attributes: &'a [(String, String)],
+    data: &'a str,
+) -> Result<Fields<'a>, (Reason, String)> {
     let mut fields = Fields::default();
     for (name, value) in attributes {
         fields.push(name.as_str(), Value::Text(Cow::Borrowed(value)));
@@ -168,7 +172,9 @@ fn check(fields: Fields<'_>) -> Result<Fields<'_>, (Reason, String)> {
             return Err((Reason::UnsupportedSpecversion, format!("specversion is {found}; only \"1.0\" is known")));
         }
     }
-    if let Some(name) = fields.attribute_names().find(|name| !name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_')) {
+    if let Some(name) =
+        fields.attribute_names().find(|name| !name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_'))
+    {
         return Err((Reason::AttributeInvalid, format!("attribute `{name}` is not made of lower-case letters and digits")));
     }
     if let Some(Value::Text(media_type)) = fields.get("datacontenttype")
@@ -191,9 +197,7 @@ fn check(fields: Fields<'_>) -> Result<Fields<'_>, (Reason, String)> {
 /// Whether a media type is JSON: `application/json`, `text/json` or any `+json`.
 #[must_use]
 pub fn is_json(media_type: &str) -> bool {
-    media_type
-        .parse::<mime::Mime>()
-        .is_ok_and(|mime| mime.subtype() == mime::JSON || mime.suffix() == Some(mime::JSON))
+    media_type.parse::<mime::Mime>().is_ok_and(|mime| mime.subtype() == mime::JSON || mime.suffix() == Some(mime::JSON))
 }
 
 fn utf8(body: &[u8]) -> Result<&str, BodyError> {

@@ -57,7 +57,13 @@ impl<'c> Collector<'c> {
 
     /// Adds the record that `fields` holds and tells whether it was good; `range` is where it lies in the body, or
     /// `None` where messages or columns are kept.
-    pub fn record(&mut self, fields: &Result<Fields<'_>, (Reason, String)>, place: Place<'_>, raw: &[u8], range: Option<(u32, u32)>) -> bool {
+    pub fn record(
+        &mut self,
+        fields: &Result<Fields<'_>, (Reason, String)>,
+        place: Place<'_>,
+        raw: &[u8],
+        range: Option<(u32, u32)>,
+    ) -> bool {
         let outcome = match fields {
             Ok(fields) => self.append(fields),
             Err((reason, message)) => Err((*reason, message.clone())),
@@ -136,7 +142,9 @@ impl<'c> Collector<'c> {
         let id: Cow<'_, str> = match mapping.id.as_ref().and_then(|id| lookup(fields, id)) {
             Some(Value::Text(text)) => Cow::Borrowed(text.as_ref()),
             // A file's id column may hold numbers; a CloudEvents id may not.
-            Some(Value::Number(text)) if !mapping.identity.is_empty() || mapping.id != Some(FieldRef::Field("id".to_owned())) => Cow::Borrowed(text.as_ref()),
+            Some(Value::Number(text)) if !mapping.identity.is_empty() || mapping.id != Some(FieldRef::Field("id".to_owned())) => {
+                Cow::Borrowed(text.as_ref())
+            }
             Some(Value::Null) | None if !mapping.identity.is_empty() => {
                 Cow::Owned(self.identity(fields, meter, subject, time, end, quantity)?)
             }
@@ -144,7 +152,17 @@ impl<'c> Collector<'c> {
             Some(_) => return Err((Reason::IdNotText, "id is not a text".to_owned())),
         };
         let attributes = fields.rest(|is| mapping.uses(is) || is("specversion") || is("datacontenttype"));
-        self.builder.append(&UsageEvent { source, id: &id, meter, subject, time, quantity, end, dimensions: &dimensions, attributes: &attributes })
+        self.builder.append(&UsageEvent {
+            source,
+            id: &id,
+            meter,
+            subject,
+            time,
+            quantity,
+            end,
+            dimensions: &dimensions,
+            attributes: &attributes,
+        })
     }
 
     fn dimensions<'f>(&self, fields: &'f Fields<'_>) -> Result<Vec<DimensionValue<'f>>, (Reason, String)>
@@ -170,7 +188,15 @@ impl<'c> Collector<'c> {
     }
 
     /// The id that the declared rule makes: values joined by `|`, so that it can be read.
-    fn identity(&self, fields: &Fields<'_>, meter: &str, subject: &str, time: i64, end: Option<i64>, quantity: Decimal) -> Result<String, (Reason, String)> {
+    fn identity(
+        &self,
+        fields: &Fields<'_>,
+        meter: &str,
+        subject: &str,
+        time: i64,
+        end: Option<i64>,
+        quantity: Decimal,
+    ) -> Result<String, (Reason, String)> {
         let mut id = String::new();
         for name in &self.mapping.identity {
             let value: Cow<'_, str> = match name.as_str() {
@@ -246,8 +272,7 @@ fn quantity(fields: &Fields<'_>, references: &[FieldRef]) -> Result<Decimal, (Re
                 }
             },
         };
-        return Decimal::parse(text.as_bytes())
-            .map_err(|error| (Reason::of_quantity(error), format!("quantity `{text}` {error}")));
+        return Decimal::parse(text.as_bytes()).map_err(|error| (Reason::of_quantity(error), format!("quantity `{text}` {error}")));
     }
     let names: Vec<&str> = references
         .iter()

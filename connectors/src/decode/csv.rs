@@ -79,7 +79,14 @@ pub fn chunk(
                 }
             }
             Err(error) => {
-                collector.reject(None, None, Place::Line(first_line), Reason::CsvMalformed, error.to_string(), &body[start.min(body.len())..]);
+                collector.reject(
+                    None,
+                    None,
+                    Place::Line(first_line),
+                    Reason::CsvMalformed,
+                    error.to_string(),
+                    &body[start.min(body.len())..],
+                );
                 break;
             }
         }
@@ -87,7 +94,12 @@ pub fn chunk(
     collector.finish()
 }
 
-fn fields<'a>(context: &DecodeContext, header: &'a Header, record: &'a csv::ByteRecord, raw: &[u8]) -> Result<Fields<'a>, (Reason, String)> {
+fn fields<'a>(
+    context: &DecodeContext,
+    header: &'a Header,
+    record: &'a csv::ByteRecord,
+    raw: &[u8],
+) -> Result<Fields<'a>, (Reason, String)> {
     if raw.len() > context.record_bytes_max {
         return Err((Reason::RecordTooLarge, format!("the row has {} bytes; the limit is {}", raw.len(), context.record_bytes_max)));
     }

@@ -58,7 +58,13 @@ fn is_exact(data_type: &DataType) -> bool {
 ///
 /// # Errors
 /// When a column passes 2 GiB, which the size of batches prevents.
-pub fn batch(context: &DecodeContext, mapping: &Mapping, path: &Arc<str>, first_row: u64, batch: &RecordBatch) -> Result<UsageBatch, arrow::error::ArrowError> {
+pub fn batch(
+    context: &DecodeContext,
+    mapping: &Mapping,
+    path: &Arc<str>,
+    first_row: u64,
+    batch: &RecordBatch,
+) -> Result<UsageBatch, arrow::error::ArrowError> {
     let texts = text_columns(batch)?;
     let positions = Positions::Line { path: Arc::clone(path), lines: Vec::with_capacity(batch.num_rows()) };
     let mut collector = Collector::new(context, mapping, positions, RawRecords::Columns, batch.num_rows());

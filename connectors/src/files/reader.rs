@@ -153,7 +153,15 @@ impl FileReader {
         let mut usage = UsageBatch::empty(&self.context.schema);
         if let Some((reason, message)) = fault {
             tracing::warn!(connector = %self.input, path, reason = reason.code(), message, "file rejected");
-            usage.rejections.push(Rejection { index: 0, source: None, id: None, position: path.to_owned(), reason, message, raw: Vec::new() });
+            usage.rejections.push(Rejection {
+                index: 0,
+                source: None,
+                id: None,
+                position: path.to_owned(),
+                reason,
+                message,
+                raw: Vec::new(),
+            });
             tally.rejected += 1;
         }
         usage.time_max = tally.time_max;
@@ -187,7 +195,8 @@ impl FileReader {
 
     async fn read(&self, store: &dyn ObjectStore, file: &ObjectMeta, path: &str, tally: &mut Tally) -> Result<String, FileError> {
         let Some((format, compression)) = of_name(path, self.format) else {
-            let message = format!("{path} is neither .csv, .ndjson, .jsonl nor .parquet (each also .gz or .zst); name it so, or set `format`");
+            let message =
+                format!("{path} is neither .csv, .ndjson, .jsonl nor .parquet (each also .gz or .zst); name it so, or set `format`");
             return Err(FileError::Refused { reason: Reason::FileUnreadable, message });
         };
         let name: Arc<str> = path.into();
@@ -248,7 +257,12 @@ impl FileReader {
         Ok(header)
     }
 
-    fn decode_and_submit(&self, chunk: Chunk, header: Option<Header>, path: &Arc<str>) -> impl Future<Output = Result<Tally, FileError>> + use<> {
+    fn decode_and_submit(
+        &self,
+        chunk: Chunk,
+        header: Option<Header>,
+        path: &Arc<str>,
+    ) -> impl Future<Output = Result<Tally, FileError>> + use<> {
         let (reader, path) = (self.clone(), Arc::clone(path));
         let work = tokio::spawn(async move {
             let decoder = reader.clone();
@@ -279,9 +293,19 @@ impl FileReader {
         })
     }
 
-    async fn parquet(&self, store: &dyn ObjectStore, file: &ObjectMeta, path: &Arc<str>, compression: Compression, tally: &mut Tally) -> Result<String, FileError> {
+    async fn parquet(
+        &self,
+        store: &dyn ObjectStore,
+        file: &ObjectMeta,
+        path: &Arc<str>,
+        compression: Compression,
+        tally: &mut Tally,
+    ) -> Result<String, FileError> {
         let (bytes, hash) = chunks::whole(store.get(&file.location).await?, compression, self.file_bytes_max).await?;
-        let unreadable = |error: parquet::errors::ParquetError| FileError::Refused { reason: Reason::FileUnreadable, message: format!("not a readable Parquet file: {error}") };
+        let unreadable = |error: parquet::errors::ParquetError| FileError::Refused {
+            reason: Reason::FileUnreadable,
+            message: format!("not a readable Parquet file: {error}"),
+        };
         let builder = ParquetRecordBatchReaderBuilder::try_new(Bytes::from(bytes)).map_err(unreadable)?;
         parquet_rows::check(builder.schema(), self.mapping()?).map_err(|(reason, message)| FileError::Refused { reason, message })?;
         let mut batches = builder.with_batch_size(PARQUET_ROWS).build().map_err(unreadable)?;
@@ -296,7 +320,10 @@ impl FileReader {
             }
             let next = tokio::task::block_in_place(|| batches.next());
             let Some(batch) = next else { break };
-            let batch = batch.map_err(|error| FileError::Refused { reason: Reason::FileUnreadable, message: format!("not a readable Parquet file: {error}") })?;
+            let batch = batch.map_err(|error| FileError::Refused {
+                reason: Reason::FileUnreadable,
+                message: format!("not a readable Parquet file: {error}"),
+            })?;
             let rows = batch.num_rows() as u64;
             under_way.push_back(self.decode_parquet(batch, row, path));
             row += rows;
@@ -307,7 +334,12 @@ impl FileReader {
         Ok(hash)
     }
 
-    fn decode_parquet(&self, batch: RecordBatch, first_row: u64, path: &Arc<str>) -> impl Future<Output = Result<Tally, FileError>> + use<> {
+    fn decode_parquet(
+        &self,
+        batch: RecordBatch,
+        first_row: u64,
+        path: &Arc<str>,
+    ) -> impl Future<Output = Result<Tally, FileError>> + use<> {
         let (reader, path) = (self.clone(), Arc::clone(path));
         let work = tokio::spawn(async move {
             let decoder = reader.clone();

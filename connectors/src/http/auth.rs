@@ -52,10 +52,7 @@ impl ApiKeys {
             return Ok(None);
         }
         let refused = |detail: &str| Problem::new(StatusCode::UNAUTHORIZED, "Unauthorized", detail);
-        let token = headers
-            .get(header::AUTHORIZATION)
-            .ok_or_else(|| refused("send an API key: `Authorization: Bearer KEY`"))?
-            .as_bytes();
+        let token = headers.get(header::AUTHORIZATION).ok_or_else(|| refused("send an API key: `Authorization: Bearer KEY`"))?.as_bytes();
         let (scheme, token) = token.split_at_checked(7).ok_or_else(|| refused("the Authorization header is not `Bearer KEY`"))?;
         if !scheme.eq_ignore_ascii_case(b"bearer ") {
             return Err(refused("the Authorization header is not `Bearer KEY`"));

@@ -29,9 +29,9 @@ pub(super) async fn read(body: Body, limits: &HttpLimits) -> Result<Bytes, Probl
         Ok(bytes.freeze())
     };
     let seconds = limits.body_seconds_max;
-    tokio::time::timeout(Duration::from_secs(seconds), collect)
-        .await
-        .map_err(|_| Problem::new(StatusCode::REQUEST_TIMEOUT, "Body too slow", format!("the body did not arrive within {seconds} seconds")))?
+    tokio::time::timeout(Duration::from_secs(seconds), collect).await.map_err(|_| {
+        Problem::new(StatusCode::REQUEST_TIMEOUT, "Body too slow", format!("the body did not arrive within {seconds} seconds"))
+    })?
 }
 
 /// Undoes the content encoding; stops at the limit on what comes out.
@@ -43,7 +43,8 @@ pub(super) fn decode(headers: &HeaderMap, body: Bytes, limits: &HttpLimits) -> R
         None => return Ok(body),
         Some(value) => value.to_str().unwrap_or("?").trim().to_ascii_lowercase(),
     };
-    let damaged = |error: std::io::Error| Problem::new(StatusCode::BAD_REQUEST, "Damaged body", format!("the {encoding} body is damaged: {error}"));
+    let damaged =
+        |error: std::io::Error| Problem::new(StatusCode::BAD_REQUEST, "Damaged body", format!("the {encoding} body is damaged: {error}"));
     let reader: Box<dyn Read + '_> = match encoding.as_str() {
         "identity" | "" => return Ok(body),
         "gzip" | "x-gzip" => Box::new(flate2::read::MultiGzDecoder::new(&body[..])),

@@ -16,7 +16,7 @@ use serde::Serialize;
 use super::{ApiKeys, Problem, body};
 use crate::decode::DecodeContext;
 use crate::decode::cloudevents::{self, BodyError};
-use crate::intake::{Intake, IntakeError, InputName, Receipt};
+use crate::intake::{InputName, Intake, IntakeError, Receipt};
 use crate::mapping::Mapping;
 
 /// What one call may be.
@@ -181,7 +181,8 @@ impl Mode {
     }
 }
 
-const ACCEPTED: &str = "application/cloudevents+json, application/cloudevents-batch+json, application/x-ndjson, or application/json with ce- headers";
+const ACCEPTED: &str =
+    "application/cloudevents+json, application/cloudevents-batch+json, application/x-ndjson, or application/json with ce- headers";
 
 /// The `ce-` headers, percent-decoded once as the HTTP binding says.
 fn binary_attributes(headers: &HeaderMap) -> Result<Vec<(String, String)>, Problem> {
@@ -196,7 +197,8 @@ fn binary_attributes(headers: &HeaderMap) -> Result<Vec<(String, String)>, Probl
             return Err(malformed(format!("header ce-{attribute} occurs twice")));
         }
         let text = value.to_str().map_err(|_| malformed(format!("header ce-{attribute} is not ASCII; percent-encode it")))?;
-        let decoded = percent_decode(text.trim_matches('"')).ok_or_else(|| malformed(format!("header ce-{attribute} is not percent-encoded UTF-8")))?;
+        let decoded = percent_decode(text.trim_matches('"'))
+            .ok_or_else(|| malformed(format!("header ce-{attribute} is not percent-encoded UTF-8")))?;
         attributes.push((attribute.to_owned(), decoded));
     }
     Ok(attributes)

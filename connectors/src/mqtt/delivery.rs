@@ -155,7 +155,9 @@ impl Receiver {
                     let tickets: Vec<Ticket> = batch.into_iter().filter_map(|delivery| delivery.ticket).collect();
                     under_way.push_back(async move { (tickets, self.submit(usage).await) });
                 }
-                Err(error) => tracing::error!(connector = %self.input, %error, "messages could not be put into a batch; they stay unacknowledged"),
+                Err(error) => {
+                    tracing::error!(connector = %self.input, %error, "messages could not be put into a batch; they stay unacknowledged")
+                }
             }
         }
         while let Some((tickets, durable)) = under_way.next().await {
@@ -197,13 +199,23 @@ impl Receiver {
         collector.finish()
     }
 
-    fn fields<'d>(&'d self, delivery: &'d Delivery, topic: &'d str, binary: Option<&'d [(String, String)]>) -> Result<Fields<'d>, (Reason, String)> {
+    fn fields<'d>(
+        &'d self,
+        delivery: &'d Delivery,
+        topic: &'d str,
+        binary: Option<&'d [(String, String)]>,
+    ) -> Result<Fields<'d>, (Reason, String)> {
         if delivery.ticket.is_none() && self.qos > 0 {
-            return Err((Reason::QosTooLow, "sent at QoS 0, which may be lost; publish at QoS 1, or set qos = 0 for this connector".to_owned()));
+            return Err((
+                Reason::QosTooLow,
+                "sent at QoS 0, which may be lost; publish at QoS 1, or set qos = 0 for this connector".to_owned(),
+            ));
         }
         let bound = match &self.template {
             None => Vec::new(),
-            Some(template) => template.bind(topic).ok_or_else(|| (Reason::TopicMismatch, format!("topic `{topic}` does not fit the template")))?,
+            Some(template) => {
+                template.bind(topic).ok_or_else(|| (Reason::TopicMismatch, format!("topic `{topic}` does not fit the template")))?
+            }
         };
         let mut fields = match (self.payload, binary) {
             (Payload::CloudEvents, Some(attributes)) => {
@@ -219,7 +231,8 @@ impl Receiver {
 
     /// The attributes of a binary CloudEvent (MQTT 5 binding, section 3.1): user properties, unprefixed.
     fn binary_attributes(&self, delivery: &Delivery) -> Option<Vec<(String, String)>> {
-        let structured = delivery.content_type.as_deref().is_some_and(|content| content.to_ascii_lowercase().starts_with("application/cloudevents"));
+        let structured =
+            delivery.content_type.as_deref().is_some_and(|content| content.to_ascii_lowercase().starts_with("application/cloudevents"));
         if self.payload != Payload::CloudEvents || structured || !delivery.properties.iter().any(|(name, _)| name == "specversion") {
             return None;
         }

@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use rumqttc_v4::{
-    AckMode, AsyncClient, ConnectionError, Event, EventLoop, MqttOptions, NetworkOptions, Outgoing, Packet, Publish, QoS, SubscribeFilterInput,
-    SubscribeReasonCode, Transport,
+    AckMode, AsyncClient, ConnectionError, Event, EventLoop, MqttOptions, NetworkOptions, Outgoing, Packet, Publish, QoS,
+    SubscribeFilterInput, SubscribeReasonCode, Transport,
 };
 use tokio::sync::mpsc;
 
@@ -45,7 +45,13 @@ fn delivery(publish: Publish, client: &AsyncClient, generation: u64) -> Delivery
     Delivery { topic: publish.topic, payload: publish.payload, content_type: None, properties: Vec::new(), ticket }
 }
 
-pub(super) async fn poll(config: MqttConfig, mut events: EventLoop, acker: Acker, deliveries: mpsc::Sender<Delivery>, stopping: Arc<AtomicBool>) {
+pub(super) async fn poll(
+    config: MqttConfig,
+    mut events: EventLoop,
+    acker: Acker,
+    deliveries: mpsc::Sender<Delivery>,
+    stopping: Arc<AtomicBool>,
+) {
     let Client::V4(client) = acker.client.clone() else { return };
     let name = config.name.as_str();
     let qos = if config.qos == 0 { QoS::AtMostOnce } else { QoS::AtLeastOnce };

@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use rumqttc_v5::{
-    AckMode, AsyncClient, ConnectionError, Event, EventLoop, MqttOptions, NetworkOptions, Outgoing, Packet, Publish, QoS, SubscribeFilterInput,
-    SubscribeReasonCode, Transport,
+    AckMode, AsyncClient, ConnectionError, Event, EventLoop, MqttOptions, NetworkOptions, Outgoing, Packet, Publish, QoS,
+    SubscribeFilterInput, SubscribeReasonCode, Transport,
 };
 use tokio::sync::mpsc;
 
@@ -93,7 +93,13 @@ mod subscriber_session {
     }
 }
 
-pub(super) async fn poll(config: MqttConfig, mut events: EventLoop, acker: Acker, deliveries: mpsc::Sender<Delivery>, stopping: Arc<AtomicBool>) {
+pub(super) async fn poll(
+    config: MqttConfig,
+    mut events: EventLoop,
+    acker: Acker,
+    deliveries: mpsc::Sender<Delivery>,
+    stopping: Arc<AtomicBool>,
+) {
     let Client::V5(client) = acker.client.clone() else { return };
     let name = config.name.as_str();
     let qos = if config.qos == 0 { QoS::AtMostOnce } else { QoS::AtLeastOnce };

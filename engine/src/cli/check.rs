@@ -51,7 +51,8 @@ impl Check {
                 Ok(())
             }
             None => {
-                let errors = diagnostics.0.iter().filter(|diagnostic| diagnostic.severity == ratemill_rules::diagnostics::Severity::Error).count();
+                let errors =
+                    diagnostics.0.iter().filter(|diagnostic| diagnostic.severity == ratemill_rules::diagnostics::Severity::Error).count();
                 Err(Failure::rules(format!("{errors} errors")))
             }
         }

@@ -53,7 +53,11 @@ impl Demo {
         let outcome = self.send_and_show(&folder, &engine).await;
         engine.stop().await?;
         outcome?;
-        println!("\nDone in {:.1?}. Ask further:  ratemill sql -C {} -c \"SELECT * FROM charges\"", started.elapsed(), self.folder.display());
+        println!(
+            "\nDone in {:.1?}. Ask further:  ratemill sql -C {} -c \"SELECT * FROM charges\"",
+            started.elapsed(),
+            self.folder.display()
+        );
         Ok(())
     }
 
@@ -70,7 +74,8 @@ impl Demo {
     }
 
     async fn send_and_show(&self, folder: &Path, engine: &Engine) -> Result<(), Failure> {
-        let (bookings, others): (Vec<Value>, Vec<Value>) = events().into_iter().partition(|event| self.mqtt.is_some() && event["type"] == "meeting_room");
+        let (bookings, others): (Vec<Value>, Vec<Value>) =
+            events().into_iter().partition(|event| self.mqtt.is_some() && event["type"] == "meeting_room");
         let calls = calls();
         let bar = ProgressBar::new((others.len() + bookings.len() + calls.len()) as u64);
         if let Ok(style) = ProgressStyle::with_template("Sending a month of usage {bar:30} {pos}/{len} events, {elapsed}  {msg}") {
@@ -87,14 +92,23 @@ impl Demo {
         if let Some(url) = &self.mqtt {
             bar.set_message("MQTT");
             let prefix = topic_prefix(folder)?;
-            let messages = bookings.iter().map(|event| (format!("{prefix}/city/{}", event["subject"].as_str().unwrap_or("?")), event.to_string().into_bytes())).collect();
+            let messages = bookings
+                .iter()
+                .map(|event| (format!("{prefix}/city/{}", event["subject"].as_str().unwrap_or("?")), event.to_string().into_bytes()))
+                .collect();
             publish(url, messages).await.map_err(Failure::failed)?;
             bar.inc(bookings.len() as u64);
         }
         bar.set_message("waiting for September to close");
         engine.wait(folder, "SELECT count(DISTINCT rule) FROM charges WHERE billing_period = '2026-09'", "4").await?;
         bar.finish_and_clear();
-        println!("Sent {} events: {} over HTTP, {} in a CSV drop, {} over MQTT. September is closed.\n", bar.length().unwrap_or_default(), others.len(), calls.len(), bookings.len());
+        println!(
+            "Sent {} events: {} over HTTP, {} in a CSV drop, {} over MQTT. September is closed.\n",
+            bar.length().unwrap_or_default(),
+            others.len(),
+            calls.len(),
+            bookings.len()
+        );
         let invoice = "SELECT item, quantity, unit, billed, currency FROM invoice_lines WHERE customer_id = 'acme' AND billing_period = '2026-09' ORDER BY item";
         show(folder, "Invoice of acme for September 2026", invoice).await?;
         show(folder, "All customers", TOTALS).await?;
@@ -104,12 +118,16 @@ impl Demo {
         show(folder, "… and becomes a correction: the old charge is taken back, the new one replaces it", CORRECTIONS).await?;
         show(folder, "Invoice of acme, with it", invoice).await?;
         println!("The charges are a Delta table of Parquet files:\n  {}/lake/charges/posting_period=2026-09/", folder.display());
-        println!("Read it with DuckDB:\n  duckdb -c \"SELECT customer_id, sum(amount) FROM read_parquet('{}/lake/charges/*/*.parquet') GROUP BY ALL\"", folder.display());
+        println!(
+            "Read it with DuckDB:\n  duckdb -c \"SELECT customer_id, sum(amount) FROM read_parquet('{}/lake/charges/*/*.parquet') GROUP BY ALL\"",
+            folder.display()
+        );
         Ok(())
     }
 }
 
-const TOTALS: &str = "SELECT customer_id, lines, billed, currency FROM invoice_totals WHERE billing_period = '2026-09' ORDER BY customer_id";
+const TOTALS: &str =
+    "SELECT customer_id, lines, billed, currency FROM invoice_totals WHERE billing_period = '2026-09' ORDER BY customer_id";
 const CORRECTIONS: &str = "SELECT class, revision, item, quantity, amount, currency, cause, left(reverses, 8) AS reverses FROM charges \
      WHERE customer_id = 'acme' AND item = 'Meeting room hours' AND billing_period = '2026-09' ORDER BY revision";
 
@@ -154,7 +172,11 @@ impl Engine {
             .await
             .map_err(Failure::failed)?;
         if !response.status().is_success() {
-            return Err(Failure::failed(format!("the engine answered {}: {}", response.status(), response.text().await.unwrap_or_default())));
+            return Err(Failure::failed(format!(
+                "the engine answered {}: {}",
+                response.status(),
+                response.text().await.unwrap_or_default()
+            )));
         }
         Ok(())
     }
@@ -216,12 +238,24 @@ fn events() -> Vec<Value> {
     let mut events = Vec::new();
     for (tenant, pages, days) in PAGES {
         for day in 1..=days {
-            events.push(event(&format!("pages-{tenant}-{day}"), "printed_page", tenant, &format!("2026-09-{day:02}T16:30:00Z"), &pages.to_string()));
+            events.push(event(
+                &format!("pages-{tenant}-{day}"),
+                "printed_page",
+                tenant,
+                &format!("2026-09-{day:02}T16:30:00Z"),
+                &pages.to_string(),
+            ));
         }
     }
     for (tenant, bookings, hours) in BOOKINGS {
         for number in 1..=bookings {
-            events.push(event(&format!("room-{tenant}-{number}"), "meeting_room", tenant, &format!("2026-09-{number:02}T10:00:00Z"), hours));
+            events.push(event(
+                &format!("room-{tenant}-{number}"),
+                "meeting_room",
+                tenant,
+                &format!("2026-09-{number:02}T10:00:00Z"),
+                hours,
+            ));
         }
     }
     events.push(event("pages-acme-october", "printed_page", "acme", "2026-10-03T09:00:00Z", "1"));

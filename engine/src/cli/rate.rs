@@ -86,7 +86,8 @@ impl Rate {
             let failed = |error: std::io::Error| Failure::usage(format!("cannot read {}: {error}", path.display()));
             let path = std::fs::canonicalize(path).map_err(failed)?;
             if path.is_dir() {
-                let mut inside: Vec<PathBuf> = std::fs::read_dir(&path).map_err(failed)?.flatten().map(|entry| entry.path()).filter(|path| path.is_file()).collect();
+                let mut inside: Vec<PathBuf> =
+                    std::fs::read_dir(&path).map_err(failed)?.flatten().map(|entry| entry.path()).filter(|path| path.is_file()).collect();
                 inside.sort();
                 files.extend(inside);
             } else {
@@ -201,14 +202,18 @@ async fn provisional(pipeline: &Pipeline) -> Result<(), Failure> {
         other => Failure::failed(other),
     })?;
     for (rule, result) in open {
-        let (currencies, amounts) = (result.charges.column(3).as_string::<i32>(), result.charges.column(4).as_primitive::<Decimal128Type>());
+        let (currencies, amounts) =
+            (result.charges.column(3).as_string::<i32>(), result.charges.column(4).as_primitive::<Decimal128Type>());
         let mut totals: std::collections::BTreeMap<&str, Decimal> = std::collections::BTreeMap::new();
         for row in 0..result.charges.num_rows() {
             let total = totals.entry(currencies.value(row)).or_default();
             *total = Decimal::from_raw(amounts.value(row)).and_then(|amount| total.add(amount)).map_err(Failure::failed)?;
         }
         for (currency, total) in totals {
-            eprintln!("provisional: {rule}, window {}: {total} {currency} so far (not in the ledger; --to or --close makes it final)", result.window);
+            eprintln!(
+                "provisional: {rule}, window {}: {total} {currency} so far (not in the ledger; --to or --close makes it final)",
+                result.window
+            );
         }
     }
     Ok(())

@@ -29,17 +29,23 @@ impl Run {
             stop_signal().await;
             std::process::exit(130);
         });
-        live::run(pipeline, metrics, stop, |address| println!("listening http://{address}"), |report| {
-            tracing::info!(
-                epoch = report.epoch,
-                usage = report.usage,
-                rejected = report.rejected,
-                windows = report.windows,
-                charges = report.charges,
-                corrections = report.corrections,
-                "epoch"
-            );
-        })
+        live::run(
+            pipeline,
+            metrics,
+            stop,
+            |address| println!("listening http://{address}"),
+            |report| {
+                tracing::info!(
+                    epoch = report.epoch,
+                    usage = report.usage,
+                    rejected = report.rejected,
+                    windows = report.windows,
+                    charges = report.charges,
+                    corrections = report.corrections,
+                    "epoch"
+                );
+            },
+        )
         .await?;
         Ok(())
     }

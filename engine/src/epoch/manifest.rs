@@ -85,7 +85,9 @@ pub async fn latest_completion(lake: &Lake) -> Result<Option<Completion>, LakeEr
 
 pub(super) async fn read<T: serde::de::DeserializeOwned>(lake: &Lake, name: &str) -> Result<Option<T>, LakeError> {
     match lake.read(name).await? {
-        Some(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(|error| LakeError::File { path: name.to_owned(), message: error.to_string() }),
+        Some(bytes) => {
+            serde_json::from_slice(&bytes).map(Some).map_err(|error| LakeError::File { path: name.to_owned(), message: error.to_string() })
+        }
         None => Ok(None),
     }
 }

@@ -166,14 +166,35 @@ pub struct EpochSetup {
 #[must_use]
 pub fn table_specs(schema: &UsageSchema) -> [TableSpec; 4] {
     [
-        TableSpec { name: "usage", schema: schema.stored().clone(), partitions: &["day"], statistics: &["source", "id", "meter", "subject", "time", "log_position"] },
-        TableSpec { name: "rejected", schema: rejected::schema(), partitions: &[], statistics: &["rejected_at", "connector", "reason", "log_position"] },
+        TableSpec {
+            name: "usage",
+            schema: schema.stored().clone(),
+            partitions: &["day"],
+            statistics: &["source", "id", "meter", "subject", "time", "log_position"],
+        },
+        TableSpec {
+            name: "rejected",
+            schema: rejected::schema(),
+            partitions: &[],
+            statistics: &["rejected_at", "connector", "reason", "log_position"],
+        },
         TableSpec { name: "files", schema: files::schema(), partitions: &[], statistics: &["claimed_at", "connector", "path"] },
         TableSpec {
             name: "charges",
             schema: charges::schema(&[]),
             partitions: &["posting_period"],
-            statistics: &["charge_id", "customer_id", "contract_id", "window_start", "window_end", "billing_period", "item", "currency", "rule", "epoch"],
+            statistics: &[
+                "charge_id",
+                "customer_id",
+                "contract_id",
+                "window_start",
+                "window_end",
+                "billing_period",
+                "item",
+                "currency",
+                "rule",
+                "epoch",
+            ],
         },
     ]
 }
@@ -289,7 +310,8 @@ impl Epochs {
             tasks.push(task);
         }
         if frames.is_empty() {
-            let (again, rest): (Vec<_>, Vec<_>) = tasks.into_iter().partition(|task| self.failed.contains(&(task.rule.clone(), task.window)));
+            let (again, rest): (Vec<_>, Vec<_>) =
+                tasks.into_iter().partition(|task| self.failed.contains(&(task.rule.clone(), task.window)));
             state.pending = again.into_iter().filter(|task| task.cause == "late usage").collect();
             tasks = rest;
         }
@@ -313,7 +335,11 @@ impl Epochs {
     }
 
     fn usage_of(&self, epoch: i64, frames: &[Frame]) -> Result<Vec<RecordBatch>, EpochError> {
-        frames.iter().filter_map(|frame| frame.stored_usage(&self.schema).transpose()).collect::<Result<_, _>>().map_err(|source| EpochError::Arrow { epoch, source })
+        frames
+            .iter()
+            .filter_map(|frame| frame.stored_usage(&self.schema).transpose())
+            .collect::<Result<_, _>>()
+            .map_err(|source| EpochError::Arrow { epoch, source })
     }
 
     /// Does what the manifest says, as often as it takes; each commit happens once.
@@ -323,7 +349,8 @@ impl Epochs {
         let arrow = |source| EpochError::Arrow { epoch, source };
         let frames = log::read_range(&self.log_folder, manifest.from, manifest.to, u64::MAX)?;
         let usage = self.usage_of(epoch, &frames)?;
-        let rejected: Vec<RecordBatch> = frames.iter().filter_map(|frame| frame.stored_rejected().transpose()).collect::<Result<_, _>>().map_err(arrow)?;
+        let rejected: Vec<RecordBatch> =
+            frames.iter().filter_map(|frame| frame.stored_rejected().transpose()).collect::<Result<_, _>>().map_err(arrow)?;
         check_books(&manifest, &frames, &usage, &rejected)?;
         let merged = merge_days(&usage).map_err(arrow)?;
         self.tables.usage.append(&merged, APPLICATION, epoch).await?;
@@ -349,7 +376,15 @@ impl Epochs {
             .sum();
         metrics::histogram!("ratemill_epoch_duration_seconds").record(started.elapsed());
         metrics::counter!("ratemill_epochs_total").increment(1);
-        Ok(EpochReport { epoch, usage: count(&usage), rejected: count(&rejected), windows: manifest.tasks.len(), charges: count(&postings), corrections, failures })
+        Ok(EpochReport {
+            epoch,
+            usage: count(&usage),
+            rejected: count(&rejected),
+            windows: manifest.tasks.len(),
+            charges: count(&postings),
+            corrections,
+            failures,
+        })
     }
 
     async fn complete(&mut self, manifest: &Manifest, state: EngineState, frames: &[Frame]) -> Result<(), EpochError> {
@@ -384,7 +419,12 @@ impl Epochs {
     }
 
     /// Evaluates the manifest's windows and returns the rows that the ledger needs.
-    async fn rate(&mut self, manifest: &Manifest, state: &mut EngineState, failures: &mut Vec<String>) -> Result<Vec<RecordBatch>, EpochError> {
+    async fn rate(
+        &mut self,
+        manifest: &Manifest,
+        state: &mut EngineState,
+        failures: &mut Vec<String>,
+    ) -> Result<Vec<RecordBatch>, EpochError> {
         let mut groups: BTreeMap<(&str, &str, &str), Vec<&WindowTask>> = BTreeMap::new();
         for task in &manifest.tasks {
             groups.entry((&task.rule, &task.rule_version, &task.reference_version)).or_default().push(task);
@@ -421,7 +461,8 @@ impl Epochs {
                 let known = state.finalized(&task.rule, task.window).is_some_and(|range| range.published);
                 let had_usage = state.open.iter().any(|open| open.rule == task.rule && open.window == task.window);
                 let posting = self.posting(manifest, task, known)?;
-                let rows = ledger::post(&before, &result.charges, &posting).map_err(|source| EpochError::Arrow { epoch: manifest.epoch, source })?;
+                let rows = ledger::post(&before, &result.charges, &posting)
+                    .map_err(|source| EpochError::Arrow { epoch: manifest.epoch, source })?;
                 state.finalize(Finalized {
                     rule: task.rule.clone(),
                     rule_version: task.rule_version.clone(),
@@ -461,7 +502,13 @@ impl Epochs {
         let evaluator = self.evaluator(self.project.reference.clone())?;
         let mut results = Vec::new();
         for rule in &self.project.rules {
-            let windows: Vec<Window> = self.state.open.iter().filter(|open| open.rule == rule.name && rule.in_force_at(open.window.start)).map(|open| open.window).collect();
+            let windows: Vec<Window> = self
+                .state
+                .open
+                .iter()
+                .filter(|open| open.rule == rule.name && rule.in_force_at(open.window.start))
+                .map(|open| open.window)
+                .collect();
             results.extend(evaluator.evaluate(rule, &windows).await?.into_iter().map(|result| (rule.name.clone(), result)));
         }
         Ok(results)
@@ -496,7 +543,8 @@ impl Epochs {
             return Ok(self.project.clone());
         }
         let missing = |message: String| EpochError::Version { rule: rule.to_owned(), version: rule_version.to_owned(), message };
-        let text = self.lake.read(&rule_file(rule, rule_version)).await?.ok_or_else(|| missing("is not in the lake any more".to_owned()))?;
+        let text =
+            self.lake.read(&rule_file(rule, rule_version)).await?.ok_or_else(|| missing("is not in the lake any more".to_owned()))?;
         let files = self
             .lake
             .read(&reference_file(reference_version))
@@ -547,10 +595,13 @@ pub(crate) fn frame_keys(frame: &Frame, schema: &UsageSchema, hasher: &EventHash
 /// Keys of rejected rows, in any batch that has their columns.
 pub(crate) fn rejection_keys(rejected: &RecordBatch, hasher: &EventHasher) -> Vec<EventKey> {
     let column = |name: &str| rejected.column_by_name(name);
-    let (Some(connector), Some(position), Some(reason), Some(raw)) = (column("connector"), column("position"), column("reason"), column("raw")) else {
+    let (Some(connector), Some(position), Some(reason), Some(raw)) =
+        (column("connector"), column("position"), column("reason"), column("raw"))
+    else {
         return Vec::new();
     };
-    let (connector, position, reason, raw) = (connector.as_string::<i32>(), position.as_string::<i32>(), reason.as_string::<i32>(), raw.as_binary::<i32>());
+    let (connector, position, reason, raw) =
+        (connector.as_string::<i32>(), position.as_string::<i32>(), reason.as_string::<i32>(), raw.as_binary::<i32>());
     let conflict = ratemill_schemas::Reason::IdentityConflict.code();
     (0..rejected.num_rows())
         .map(|row| {
@@ -600,7 +651,8 @@ fn rows_of(published: &RecordBatch, window: Window) -> Result<RecordBatch, arrow
     let bound = |name: &str| published.column_by_name(name).map(|column| column.as_primitive::<TimestampMicrosecondType>().clone());
     match (bound("window_start"), bound("window_end")) {
         (Some(starts), Some(ends)) => {
-            let mask = starts.values().iter().zip(ends.values()).map(|(start, end)| Some(*start == window.start && *end == window.end)).collect();
+            let mask =
+                starts.values().iter().zip(ends.values()).map(|(start, end)| Some(*start == window.start && *end == window.end)).collect();
             filter_record_batch(published, &mask)
         }
         _ => Ok(published.slice(0, 0)),
@@ -609,9 +661,13 @@ fn rows_of(published: &RecordBatch, window: Window) -> Result<RecordBatch, arrow
 
 fn claims_batch(frames: &[Frame]) -> Result<RecordBatch, arrow::error::ArrowError> {
     use arrow::array::{ArrayRef, Int64Array, StringArray, TimestampMicrosecondArray};
-    let claims: Vec<(i64, &FileClaim)> = frames.iter().flat_map(|frame| frame.header.claims.iter().map(|claim| (frame.header.ingested_at, claim))).collect();
-    let text = |value: fn(&FileClaim) -> &str| Arc::new(claims.iter().map(|(_, claim)| Some(value(claim))).collect::<StringArray>()) as ArrayRef;
-    let number = |value: fn(&FileClaim) -> u64| Arc::new(claims.iter().map(|(_, claim)| i64::try_from(value(claim)).ok()).collect::<Int64Array>()) as ArrayRef;
+    let claims: Vec<(i64, &FileClaim)> =
+        frames.iter().flat_map(|frame| frame.header.claims.iter().map(|claim| (frame.header.ingested_at, claim))).collect();
+    let text =
+        |value: fn(&FileClaim) -> &str| Arc::new(claims.iter().map(|(_, claim)| Some(value(claim))).collect::<StringArray>()) as ArrayRef;
+    let number = |value: fn(&FileClaim) -> u64| {
+        Arc::new(claims.iter().map(|(_, claim)| i64::try_from(value(claim)).ok()).collect::<Int64Array>()) as ArrayRef
+    };
     let times: TimestampMicrosecondArray = claims.iter().map(|(at, _)| Some(*at)).collect();
     RecordBatch::try_new(
         files::schema(),

@@ -130,7 +130,11 @@ impl EngineState {
 
     /// Takes a window out of the finalized ranges.
     pub fn reopen(&mut self, rule: &str, window: Window) {
-        let Some(index) = self.finalized.iter().position(|range| range.rule == rule && range.start <= window.start && window.end <= range.end) else { return };
+        let Some(index) =
+            self.finalized.iter().position(|range| range.rule == rule && range.start <= window.start && window.end <= range.end)
+        else {
+            return;
+        };
         let range = self.finalized.remove(index);
         if range.start < window.start {
             self.finalized.push(Finalized { end: window.start, ..range.clone() });

@@ -12,8 +12,8 @@ use futures::stream::BoxStream;
 use object_store::local::LocalFileSystem;
 use object_store::path::Path;
 use object_store::{
-    CopyOptions, Error, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore, PutMode, PutMultipartOptions, PutOptions, PutPayload,
-    PutResult, RenameOptions, Result, UploadPart,
+    CopyOptions, Error, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore, PutMode, PutMultipartOptions,
+    PutOptions, PutPayload, PutResult, RenameOptions, Result, UploadPart,
 };
 
 /// A file system whose puts are on the disk, name and content, when they return.
@@ -157,7 +157,8 @@ impl MultipartUpload for DurableUpload {
     async fn complete(&mut self) -> Result<PutResult> {
         let result = self.inner.complete().await?;
         let path = self.path.clone();
-        let synced = tokio::task::spawn_blocking(move || File::open(&path).and_then(|file| file.sync_all()).and_then(|()| sync_parent(&path))).await;
+        let synced =
+            tokio::task::spawn_blocking(move || File::open(&path).and_then(|file| file.sync_all()).and_then(|()| sync_parent(&path))).await;
         synced.map_err(|error| failed(&self.path, io::Error::other(error)))?.map_err(|error| failed(&self.path, error))?;
         Ok(result)
     }

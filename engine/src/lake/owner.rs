@@ -48,7 +48,11 @@ impl Ownership {
         if let Some(claim) = &last
             && claim.log_id != log_id
         {
-            let lease: Lease = read(lake, &lease_name(claim.generation)).await?.unwrap_or(Lease { renewed_at: claim.claimed_at, drained: false, released: false });
+            let lease: Lease = read(lake, &lease_name(claim.generation)).await?.unwrap_or(Lease {
+                renewed_at: claim.claimed_at,
+                drained: false,
+                released: false,
+            });
             let held = |why: String| {
                 LakeError::Held(format!(
                     "the lake {} is held by process {} on {} (log {}, generation {}): {why}",
@@ -60,15 +64,22 @@ impl Ownership {
                 ))
             };
             if !lease.released && lease.renewed_at + LEASE > now() {
-                return Err(held(format!("its lease lasts until {}; stop it first, or send usage to it", format_instant(lease.renewed_at + LEASE))));
+                return Err(held(format!(
+                    "its lease lasts until {}; stop it first, or send usage to it",
+                    format_instant(lease.renewed_at + LEASE)
+                )));
             }
             if !lease.drained {
-                return Err(held("its log still holds usage that is not in the lake; start it once more with that log, so that nothing accepted is lost".to_owned()));
+                return Err(held(
+                    "its log still holds usage that is not in the lake; start it once more with that log, so that nothing accepted is lost"
+                        .to_owned(),
+                ));
             }
         }
         let generation = last.map_or(1, |claim| claim.generation + 1);
         let claim = Claim { generation, log_id: log_id.to_owned(), host: host(), pid: std::process::id(), claimed_at: now() };
-        let json = serde_json::to_vec(&claim).map_err(|error| LakeError::File { path: claim_name(generation), message: error.to_string() })?;
+        let json =
+            serde_json::to_vec(&claim).map_err(|error| LakeError::File { path: claim_name(generation), message: error.to_string() })?;
         if !lake.create(&claim_name(generation), json).await? {
             return Err(LakeError::Held(format!("the lake {} was taken by another process at this moment", lake.url())));
         }
@@ -91,7 +102,10 @@ impl Ownership {
     pub async fn check(&self) -> Result<(), LakeError> {
         match latest(&self.lake).await? {
             Some(claim) if claim.generation == self.generation => Ok(()),
-            Some(claim) => Err(LakeError::Held(format!("the lake was taken over by process {} on {} (generation {})", claim.pid, claim.host, claim.generation))),
+            Some(claim) => Err(LakeError::Held(format!(
+                "the lake was taken over by process {} on {} (generation {})",
+                claim.pid, claim.host, claim.generation
+            ))),
             None => Err(LakeError::Held("the lake's owner files are gone".to_owned())),
         }
     }
@@ -148,7 +162,9 @@ async fn latest(lake: &Lake) -> Result<Option<Claim>, LakeError> {
 
 async fn read<T: serde::de::DeserializeOwned>(lake: &Lake, name: &str) -> Result<Option<T>, LakeError> {
     match lake.read(name).await? {
-        Some(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(|error| LakeError::File { path: name.to_owned(), message: error.to_string() }),
+        Some(bytes) => {
+            serde_json::from_slice(&bytes).map(Some).map_err(|error| LakeError::File { path: name.to_owned(), message: error.to_string() })
+        }
         None => Ok(None),
     }
 }

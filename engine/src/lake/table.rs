@@ -70,7 +70,8 @@ impl LakeTable {
             Some(table) => Ok(table),
             None => {
                 let delta = |source| delta(spec.name, source);
-                let columns: StructType = spec.schema.as_ref().try_into_kernel().map_err(|error| delta(DeltaTableError::Arrow { source: error }))?;
+                let columns: StructType =
+                    spec.schema.as_ref().try_into_kernel().map_err(|error| delta(DeltaTableError::Arrow { source: error }))?;
                 let created = CreateBuilder::new()
                     .with_log_store(lake.log_store(spec.name)?)
                     .with_table_name(spec.name)
@@ -186,7 +187,8 @@ impl LakeTable {
         let fields: Vec<Field> = current.fields().iter().map(|field| field.as_ref().clone()).chain(new).collect();
         let extended = Schema::new(fields);
         let columns: StructType = (&extended).try_into_kernel().map_err(|source| failed(DeltaTableError::Arrow { source }))?;
-        let metadata = self.table.snapshot().map_err(failed)?.metadata().clone().with_schema(&columns).map_err(|error| failed(error.into()))?;
+        let metadata =
+            self.table.snapshot().map_err(failed)?.metadata().clone().with_schema(&columns).map_err(|error| failed(error.into()))?;
         actions.push(Action::Metadata(metadata));
         let arrow: Schema = (&columns).try_into_arrow().map_err(|source| failed(DeltaTableError::Arrow { source }))?;
         Ok(Arc::new(arrow))
@@ -199,7 +201,8 @@ impl LakeTable {
         }
         let statistics = WriterStatsConfig::from_config(self.table.snapshot().map_err(failed)?.snapshot().table_configuration());
         let level = ZstdLevel::try_new(1).unwrap_or_default();
-        let properties = WriterProperties::builder().set_compression(Compression::ZSTD(level)).set_max_row_group_row_count(Some(ROW_GROUP_ROWS)).build();
+        let properties =
+            WriterProperties::builder().set_compression(Compression::ZSTD(level)).set_max_row_group_row_count(Some(ROW_GROUP_ROWS)).build();
         let partitions = self.partitions.iter().map(|name| (*name).to_owned()).collect();
         let config = WriterConfig::new(
             Arc::clone(schema),

@@ -3,8 +3,8 @@
 use std::io::Cursor;
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, Date32Array, Int64Array, RecordBatch, TimestampMicrosecondArray};
 use arrow::array::AsArray;
+use arrow::array::{ArrayRef, Date32Array, Int64Array, RecordBatch, TimestampMicrosecondArray};
 use arrow::datatypes::{SchemaRef, TimestampMicrosecondType};
 use arrow::error::ArrowError;
 use arrow::ipc::reader::StreamReader;
@@ -70,7 +70,13 @@ pub struct Frame {
 impl Frame {
     /// A frame of these records; the log gives it its position.
     #[must_use]
-    pub fn new(usage: Option<RecordBatch>, rejected: Option<RecordBatch>, duplicates: usize, inputs: Vec<InputProgress>, claims: Vec<FileClaim>) -> Self {
+    pub fn new(
+        usage: Option<RecordBatch>,
+        rejected: Option<RecordBatch>,
+        duplicates: usize,
+        inputs: Vec<InputProgress>,
+        claims: Vec<FileClaim>,
+    ) -> Self {
         let usage = usage.filter(|batch| batch.num_rows() > 0);
         let rejected = rejected.filter(|batch| batch.num_rows() > 0);
         let header = FrameHeader {
@@ -134,7 +140,8 @@ impl Frame {
         let Some(usage) = &self.usage else { return Ok(None) };
         let rows = usage.num_rows();
         let mut columns = conform(usage, schema.decoded())?;
-        let days: Date32Array = usage.column(4).as_primitive::<TimestampMicrosecondType>().iter().map(|time| time.map(time::day_of)).collect();
+        let days: Date32Array =
+            usage.column(4).as_primitive::<TimestampMicrosecondType>().iter().map(|time| time.map(time::day_of)).collect();
         columns.push(Arc::new(TimestampMicrosecondArray::from(vec![self.header.ingested_at; rows]).with_timezone("UTC")));
         columns.push(Arc::new((self.header.position..).take(rows).collect::<Int64Array>()));
         columns.push(Arc::new(days));
@@ -149,7 +156,8 @@ impl Frame {
         let Some(rejected) = &self.rejected else { return Ok(None) };
         let rows = rejected.num_rows();
         let first = self.header.position + i64::try_from(self.header.rows).unwrap_or_default();
-        let mut columns: Vec<ArrayRef> = vec![Arc::new(TimestampMicrosecondArray::from(vec![self.header.ingested_at; rows]).with_timezone("UTC"))];
+        let mut columns: Vec<ArrayRef> =
+            vec![Arc::new(TimestampMicrosecondArray::from(vec![self.header.ingested_at; rows]).with_timezone("UTC"))];
         columns.extend(rejected.columns().iter().cloned());
         columns.push(Arc::new((first..).take(rows).collect::<Int64Array>()));
         RecordBatch::try_new(rejected::schema(), columns).map(Some)
@@ -163,7 +171,12 @@ fn conform(batch: &RecordBatch, schema: &SchemaRef) -> Result<Vec<ArrayRef>, Arr
         .iter()
         .map(|field| match batch.column_by_name(field.name()) {
             Some(column) if column.data_type() == field.data_type() => Ok(Arc::clone(column)),
-            Some(column) => Err(ArrowError::SchemaError(format!("logged column `{}` has type {}, declared is {}", field.name(), column.data_type(), field.data_type()))),
+            Some(column) => Err(ArrowError::SchemaError(format!(
+                "logged column `{}` has type {}, declared is {}",
+                field.name(),
+                column.data_type(),
+                field.data_type()
+            ))),
             None => Ok(arrow::array::new_null_array(field.data_type(), batch.num_rows())),
         })
         .collect()

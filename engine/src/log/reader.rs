@@ -48,7 +48,8 @@ fn step(bytes: &[u8], offset: usize) -> Step<'_> {
 
 /// Whether a valid frame begins anywhere behind `offset`.
 fn valid_behind(bytes: &[u8], offset: usize) -> bool {
-    (offset + 1..bytes.len().saturating_sub(HEAD)).any(|start| bytes[start..].starts_with(MAGIC) && matches!(step(bytes, start), Step::Frame(..)))
+    (offset + 1..bytes.len().saturating_sub(HEAD))
+        .any(|start| bytes[start..].starts_with(MAGIC) && matches!(step(bytes, start), Step::Frame(..)))
 }
 
 /// Reads all headers, checks every frame, and cuts a torn tail.

@@ -134,11 +134,14 @@ impl ScalarUDFImpl for Checked {
         let [left, right] = take_function_args(self.name(), args.args)?;
         let (left, right) = (left.into_array(rows)?, right.into_array(rows)?);
         let result: ArrayRef = if whole {
-            let values: Int64Array = try_binary(left.as_primitive::<Int64Type>(), right.as_primitive::<Int64Type>(), |x, y| self.operator.integers(x, y))?;
+            let values: Int64Array =
+                try_binary(left.as_primitive::<Int64Type>(), right.as_primitive::<Int64Type>(), |x, y| self.operator.integers(x, y))?;
             Arc::new(values)
         } else {
             let values: Decimal128Array =
-                try_binary(left.as_primitive::<Decimal128Type>(), right.as_primitive::<Decimal128Type>(), |x, y| self.operator.decimals(x, y))?;
+                try_binary(left.as_primitive::<Decimal128Type>(), right.as_primitive::<Decimal128Type>(), |x, y| {
+                    self.operator.decimals(x, y)
+                })?;
             Arc::new(values.with_data_type(DECIMAL))
         };
         if scalar && !result.is_empty() {
@@ -171,11 +174,15 @@ impl ExprPlanner for ArithmeticPlanner {
             _ => return Ok(PlannerResult::Original(expr)),
         };
         // An unknown column must reach the planner's own error, which knows where it stands.
-        let (Ok(left), Ok(right)) = (expr.left.get_type(schema), expr.right.get_type(schema)) else { return Ok(PlannerResult::Original(expr)) };
+        let (Ok(left), Ok(right)) = (expr.left.get_type(schema), expr.right.get_type(schema)) else {
+            return Ok(PlannerResult::Original(expr));
+        };
         if !is_exact_number(&left) || !is_exact_number(&right) {
             return Ok(PlannerResult::Original(expr));
         }
-        let Some((_, function)) = self.functions.iter().find(|(known, _)| *known == operator) else { return Ok(PlannerResult::Original(expr)) };
+        let Some((_, function)) = self.functions.iter().find(|(known, _)| *known == operator) else {
+            return Ok(PlannerResult::Original(expr));
+        };
         Ok(PlannerResult::Planned(function.call(vec![expr.left, expr.right])))
     }
 }

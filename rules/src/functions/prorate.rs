@@ -73,7 +73,9 @@ impl ScalarUDFImpl for Prorate {
                 let to = if to.is_valid(row) { to.value(row).min(end) } else { end };
                 let amount = Decimal::from_raw(amount.value(row)).map_err(|error| exec_datafusion_err!("prorate: amount {error}"))?;
                 let active = i128::from(to.saturating_sub(from).max(0));
-                let part = amount.scaled_by(active, i128::from(end - start)).map_err(|error| exec_datafusion_err!("prorate of {amount}: {error}"))?;
+                let part = amount
+                    .scaled_by(active, i128::from(end - start))
+                    .map_err(|error| exec_datafusion_err!("prorate of {amount}: {error}"))?;
                 Ok(Some(part.raw()))
             })
             .collect::<Result<Decimal128Array>>()?;

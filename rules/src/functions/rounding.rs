@@ -71,7 +71,9 @@ impl ScalarUDFImpl for RoundMoney {
                 }
                 let currency: Currency = currencies.value(row).parse().map_err(|error| exec_datafusion_err!("{error}"))?;
                 let amount = decimal(amounts.value(row))?;
-                let rounded = currency.round(amount, mode(arrays.get(2), row)?).map_err(|error| exec_datafusion_err!("round_money of {amount}: {error}"))?;
+                let rounded = currency
+                    .round(amount, mode(arrays.get(2), row)?)
+                    .map_err(|error| exec_datafusion_err!("round_money of {amount}: {error}"))?;
                 Ok(Some(rounded.raw()))
             })
             .collect::<Result<Decimal128Array>>()?;
@@ -130,7 +132,8 @@ impl ScalarUDFImpl for Round {
                 let places = places.map_or(0, |places| places.value(row).clamp(-40, 40));
                 let number = decimal(numbers.value(row))?;
                 let places = i32::try_from(places).unwrap_or_default();
-                let rounded = number.round(places, mode(arrays.get(2), row)?).map_err(|error| exec_datafusion_err!("round of {number}: {error}"))?;
+                let rounded =
+                    number.round(places, mode(arrays.get(2), row)?).map_err(|error| exec_datafusion_err!("round of {number}: {error}"))?;
                 Ok(Some(rounded.raw()))
             })
             .collect::<Result<Decimal128Array>>()?;

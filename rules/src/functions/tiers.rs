@@ -84,7 +84,8 @@ impl Model {
                 Self::Volume => {}
                 Self::Graduated => {
                     let upper = if last { quantity } else { tier.up_to.unwrap_or(quantity) };
-                    let part = upper.subtract(low).and_then(|part| part.multiply(tier.unit_price)).and_then(|price| price.add(tier.flat_fee));
+                    let part =
+                        upper.subtract(low).and_then(|part| part.multiply(tier.unit_price)).and_then(|price| price.add(tier.flat_fee));
                     amount = part.and_then(|part| amount.add(part)).map_err(failed)?;
                     if last {
                         return Ok(amount);
@@ -113,7 +114,10 @@ impl ScalarUDFImpl for Tiered {
         match types {
             [quantity, tiers] if super::arithmetic::is_exact_number(quantity) && *tiers == tiers_type() => Ok(vec![DECIMAL, tiers_type()]),
             [_, tiers] if *tiers != tiers_type() => {
-                plan_err!("{}: the second argument is the `tiers` column of a reference table with up_to, unit_price and flat_fee", self.name())
+                plan_err!(
+                    "{}: the second argument is the `tiers` column of a reference table with up_to, unit_price and flat_fee",
+                    self.name()
+                )
             }
             _ => plan_err!("{}(quantity, tiers) takes an exact quantity and tiers", self.name()),
         }

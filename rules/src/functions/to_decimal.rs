@@ -47,7 +47,8 @@ impl ScalarUDFImpl for ParseDecimal {
             .as_string::<i32>()
             .iter()
             .map(|text| {
-                text.map(|text| text.parse::<Decimal>().map(Decimal::raw).map_err(|error| exec_datafusion_err!("`{text}` {error}"))).transpose()
+                text.map(|text| text.parse::<Decimal>().map(Decimal::raw).map_err(|error| exec_datafusion_err!("`{text}` {error}")))
+                    .transpose()
             })
             .collect::<Result<Decimal128Array>>()?;
         Ok(ColumnarValue::Array(Arc::new(numbers.with_data_type(DECIMAL))))
