@@ -134,7 +134,7 @@ impl Decimal {
     ///
     /// # Errors
     /// [`DecimalError::TooLarge`].
-    pub fn add(self, other: Self) -> Result<Self, DecimalError> {
+    pub fn plus(self, other: Self) -> Result<Self, DecimalError> {
         self.0.checked_add(other.0).ok_or(DecimalError::TooLarge).and_then(Self::from_raw)
     }
 
@@ -358,7 +358,7 @@ mod tests {
         }
         assert_eq!(d("10000000000").multiply(d("10000000000")), Err(DecimalError::TooLarge));
         assert_eq!(d("1").divide(Decimal::ZERO), Err(DecimalError::DivisionByZero));
-        assert_eq!(d("99999999999999999999").add(d("1")), Err(DecimalError::TooLarge));
+        assert_eq!(d("99999999999999999999").plus(d("1")), Err(DecimalError::TooLarge));
     }
 
     #[test]
@@ -385,7 +385,7 @@ mod tests {
         #[test]
         fn agrees_with_rust_decimal(a in -1_000_000_000_i64..1_000_000_000, b in -1_000_000_000_i64..1_000_000_000, s in 0_u32..9, t in 0_u32..9) {
             let (x, y) = (rust_decimal::Decimal::new(a, s), rust_decimal::Decimal::new(b, t));
-            prop_assert_eq!(d(&x.to_string()).add(d(&y.to_string())).unwrap(), d(&(x + y).to_string()));
+            prop_assert_eq!(d(&x.to_string()).plus(d(&y.to_string())).unwrap(), d(&(x + y).to_string()));
             prop_assert_eq!(d(&x.to_string()).multiply(d(&y.to_string())).unwrap(), d(&(x * y).to_string()));
             prop_assert_eq!(d(&x.to_string()).round(2, Rounding::HalfEven).unwrap(), d(&x.round_dp(2).to_string()));
         }

@@ -207,7 +207,7 @@ async fn provisional(pipeline: &Pipeline) -> Result<(), Failure> {
         let mut totals: std::collections::BTreeMap<&str, Decimal> = std::collections::BTreeMap::new();
         for row in 0..result.charges.num_rows() {
             let total = totals.entry(currencies.value(row)).or_default();
-            *total = Decimal::from_raw(amounts.value(row)).and_then(|amount| total.add(amount)).map_err(Failure::failed)?;
+            *total = Decimal::from_raw(amounts.value(row)).and_then(|amount| total.plus(amount)).map_err(Failure::failed)?;
         }
         for (currency, total) in totals {
             eprintln!(

@@ -246,7 +246,8 @@ impl Epochs {
         epochs.keep_versions().await?;
         if let Some(manifest) = read::<Manifest>(&epochs.lake, &manifest_name(epochs.last + 1)).await? {
             tracing::info!(epoch = manifest.epoch, "finishing an interrupted epoch");
-            epochs.execute(manifest).await?;
+            let frames = log::read_range(&epochs.log_folder, manifest.from, manifest.to, u64::MAX)?;
+            epochs.execute(manifest, &frames).await?;
         }
         Ok(epochs)
     }
@@ -282,7 +283,7 @@ impl Epochs {
                 if !self.lake.create(&name, encode(&name, &manifest)?).await? {
                     return Err(LakeError::Fenced { table: "epochs".to_owned() }.into());
                 }
-                reports.push(self.execute(manifest).await?);
+                reports.push(self.execute(manifest, &frames).await?);
             }
             if complete {
                 return Ok(reports);
@@ -343,21 +344,20 @@ impl Epochs {
     }
 
     /// Does what the manifest says, as often as it takes; each commit happens once.
-    async fn execute(&mut self, manifest: Manifest) -> Result<EpochReport, EpochError> {
+    async fn execute(&mut self, manifest: Manifest, frames: &[Frame]) -> Result<EpochReport, EpochError> {
         let started = std::time::Instant::now();
         let epoch = manifest.epoch;
         let arrow = |source| EpochError::Arrow { epoch, source };
-        let frames = log::read_range(&self.log_folder, manifest.from, manifest.to, u64::MAX)?;
-        let usage = self.usage_of(epoch, &frames)?;
+        let usage = self.usage_of(epoch, frames)?;
         let rejected: Vec<RecordBatch> =
             frames.iter().filter_map(|frame| frame.stored_rejected().transpose()).collect::<Result<_, _>>().map_err(arrow)?;
-        check_books(&manifest, &frames, &usage, &rejected)?;
+        check_books(&manifest, frames, &usage, &rejected)?;
         let merged = merge_days(&usage).map_err(arrow)?;
         self.tables.usage.append(&merged, APPLICATION, epoch).await?;
         if !rejected.is_empty() {
             self.tables.rejected.append(&rejected, APPLICATION, epoch).await?;
         }
-        let claims = claims_batch(&frames).map_err(arrow)?;
+        let claims = claims_batch(frames).map_err(arrow)?;
         if claims.num_rows() > 0 {
             self.tables.files.append(&[claims], APPLICATION, epoch).await?;
         }
@@ -367,7 +367,7 @@ impl Epochs {
         if !postings.is_empty() {
             self.tables.charges.append(&postings, APPLICATION, epoch).await?;
         }
-        self.complete(&manifest, state, &frames).await?;
+        self.complete(&manifest, state, frames).await?;
         let count = |batches: &[RecordBatch]| batches.iter().map(RecordBatch::num_rows).sum();
         let corrections = postings
             .iter()

@@ -49,7 +49,7 @@ impl Operator {
         let decimal = |raw| Decimal::from_raw(raw).map_err(|error| self.failed(&raw, &"", error));
         let (x, y) = (decimal(left)?, decimal(right)?);
         let result = match self {
-            Self::Add => x.add(y),
+            Self::Add => x.plus(y),
             Self::Subtract => x.subtract(y),
             Self::Multiply => x.multiply(y),
             Self::Divide => x.divide(y),

@@ -79,14 +79,14 @@ impl Model {
             let last = tier.up_to.is_none_or(|up_to| quantity <= up_to);
             match self {
                 Self::Volume if last => {
-                    return quantity.multiply(tier.unit_price).and_then(|price| price.add(tier.flat_fee)).map_err(failed);
+                    return quantity.multiply(tier.unit_price).and_then(|price| price.plus(tier.flat_fee)).map_err(failed);
                 }
                 Self::Volume => {}
                 Self::Graduated => {
                     let upper = if last { quantity } else { tier.up_to.unwrap_or(quantity) };
                     let part =
-                        upper.subtract(low).and_then(|part| part.multiply(tier.unit_price)).and_then(|price| price.add(tier.flat_fee));
-                    amount = part.and_then(|part| amount.add(part)).map_err(failed)?;
+                        upper.subtract(low).and_then(|part| part.multiply(tier.unit_price)).and_then(|price| price.plus(tier.flat_fee));
+                    amount = part.and_then(|part| amount.plus(part)).map_err(failed)?;
                     if last {
                         return Ok(amount);
                     }
