@@ -27,8 +27,10 @@ const GROUP_BYTES: usize = 8 << 20;
 pub struct CaptureProgress {
     /// Position up to which the log is durable.
     pub position: AtomicI64,
-    /// Bytes of the log.
-    pub log_bytes: AtomicU64,
+    /// Bytes of the log that are not in the lake yet.
+    pub undrained_bytes: AtomicU64,
+    /// Position up to which the lake has everything.
+    pub drained: AtomicI64,
     /// Rung after each group.
     pub grown: Notify,
 }
@@ -76,7 +78,7 @@ impl Capture {
                 bytes += more_bytes;
                 group.push(next);
             }
-            if self.progress.log_bytes.load(Ordering::Acquire) > self.quota {
+            if self.progress.undrained_bytes.load(Ordering::Acquire) > self.quota {
                 for submission in group {
                     count(&submission.input, "refused", submission.usage.records());
                     let _ = submission.reply.send(Err(IntakeError::Full));
@@ -100,7 +102,7 @@ impl Capture {
             let verdicts = self.verdicts(&submission, &mut rejections)?;
             duplicates += verdicts.iter().filter(|verdict| **verdict == Verdict::Duplicate).count();
             for rejection in std::mem::take(&mut submission.usage.rejections) {
-                let key = EventKey { identity: self.hasher.rejection(&submission.input, &rejection.position, &rejection.raw), content: 0 };
+                let key = EventKey { identity: self.hasher.rejection(&submission.input, &rejection.position, rejection.reason.code(), &rejection.raw), content: 0 };
                 count(&submission.input, "rejected", 1);
                 metrics::counter!("ratemill_rejected_total", "reason" => rejection.reason.code()).increment(1);
                 if self.dedup.check(key)? == Verdict::Accepted {
@@ -129,8 +131,8 @@ impl Capture {
         let inputs = inputs.into_iter().map(|(input, time_max)| InputProgress { input: input.to_string(), time_max }).collect();
         let mut frame = Frame::new(usage, rejected, duplicates, inputs, claims);
         if !frame.is_empty() {
-            let bytes = self.log.append(&mut frame, time::now())?;
-            self.progress.log_bytes.fetch_add(bytes, Ordering::AcqRel);
+            let bytes = self.log.append(&mut frame, time::now(), self.progress.drained.load(Ordering::Acquire))?;
+            self.progress.undrained_bytes.fetch_add(bytes, Ordering::AcqRel);
             self.progress.position.store(self.log.position(), Ordering::Release);
             self.progress.grown.notify_one();
             metrics::histogram!("ratemill_log_commit_duration_seconds").record(started.elapsed());
@@ -148,7 +150,7 @@ impl Capture {
                 let index = usage.rows[row];
                 let raw = usage.raw_of(row);
                 let position = usage.positions.describe(row, index);
-                let key = EventKey { identity: self.hasher.rejection(&submission.input, "conflict", &raw), content: 0 };
+                let key = EventKey { identity: self.hasher.rejection(&submission.input, "", Reason::IdentityConflict.code(), &raw), content: 0 };
                 if self.dedup.check(key)? == Verdict::Accepted {
                     rejections.push((Arc::clone(&submission.input), conflict(&usage.batch, row, index, position, raw)));
                 }

@@ -204,6 +204,11 @@ impl DedupIndex {
                 Ok(to)
             }
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(0),
+            // Then nothing is covered, and the caller rebuilds the index from the lake.
+            Err(error) if matches!(error.kind(), std::io::ErrorKind::InvalidData | std::io::ErrorKind::UnexpectedEof) => {
+                tracing::warn!(path = %path.display(), %error, "the index of event ids will be rebuilt");
+                Ok(-1)
+            }
             Err(error) => Err(LogError::io(&path, error)),
         }
     }
@@ -242,7 +247,8 @@ fn unpack(packed: Packed) -> EventKey {
     EventKey { identity: u128::from(packed.high) << 64 | u128::from(packed.low), content: packed.content }
 }
 
-/// Sorted entries in a file: `RMAGED01`, covered position, entries; one fence in memory for every 128.
+/// Sorted entries in a file: magic, covered position, number of entries, checksum, entries; one fence in memory for
+/// every 128.
 #[derive(Debug)]
 struct AgedKeys {
     file: File,
@@ -251,23 +257,35 @@ struct AgedKeys {
     to: i64,
 }
 
-const AGED_HEAD: u64 = 16;
+const AGED_HEAD: u64 = 32;
+const AGED_MAGIC: &[u8; 8] = b"RMAGED02";
 
 impl AgedKeys {
     fn open(path: &Path) -> std::io::Result<Self> {
-        let file = File::open(path)?;
-        let mut head = [0; 16];
-        file.read_exact_at(&mut head, 0)?;
-        if !head.starts_with(b"RMAGED01") {
-            return Err(std::io::Error::new(std::io::ErrorKind::InvalidData, "not an index of aged keys"));
+        let mut file = File::open(path)?;
+        let mut head = [0; 32];
+        file.read_exact(&mut head)?;
+        let number = |at: usize| head[at..at + 8].iter().rev().fold(0_i64, |sum, byte| sum << 8 | i64::from(*byte));
+        let damaged = || std::io::Error::new(std::io::ErrorKind::InvalidData, "the index of aged keys is damaged");
+        let (to, entries) = (number(8), usize::try_from(number(16)).map_err(|_| damaged())?);
+        let length = entries.checked_mul(ENTRY).map(|bytes| bytes as u64 + AGED_HEAD);
+        if !head.starts_with(AGED_MAGIC) || length != Some(file.metadata()?.len()) {
+            return Err(damaged());
         }
-        let to = head[8..].iter().rev().fold(0_i64, |sum, byte| sum << 8 | i64::from(*byte));
-        let entries = usize::try_from((file.metadata()?.len() - AGED_HEAD) / ENTRY as u64).unwrap_or(usize::MAX);
         let mut fences = Vec::with_capacity(entries.div_ceil(FENCE));
-        for index in (0..entries).step_by(FENCE) {
+        let (mut crc, mut block) = (0, vec![0; FENCE * ENTRY]);
+        let mut left = entries;
+        while left > 0 {
+            let bytes = &mut block[..left.min(FENCE) * ENTRY];
+            file.read_exact(bytes)?;
+            crc = crc32c::crc32c_append(crc, bytes);
             let mut key = [0; 16];
-            file.read_exact_at(&mut key, AGED_HEAD + (index * ENTRY) as u64)?;
+            key.copy_from_slice(&bytes[..16]);
             fences.push(key);
+            left -= left.min(FENCE);
+        }
+        if i64::from(crc) != number(24) {
+            return Err(damaged());
         }
         Ok(Self { file, fences, entries, to })
     }
@@ -288,8 +306,13 @@ impl AgedKeys {
     fn merge(old: Option<&Self>, new: &[[u8; ENTRY]], path: &Path, to: i64) -> std::io::Result<()> {
         let temporary = path.with_extension("tmp");
         let mut out = BufWriter::new(File::create(&temporary)?);
-        out.write_all(b"RMAGED01")?;
-        out.write_all(&to.to_le_bytes())?;
+        out.write_all(&[0; AGED_HEAD as usize])?;
+        let (mut crc, mut entries) = (0, 0_i64);
+        let mut put = |out: &mut BufWriter<File>, entry: &[u8]| {
+            crc = crc32c::crc32c_append(crc, entry);
+            entries += 1;
+            out.write_all(entry)
+        };
         let mut new = new.iter().peekable();
         if let Some(old) = old {
             let mut block = vec![0; 4096 * ENTRY];
@@ -300,17 +323,22 @@ impl AgedKeys {
                 old.file.read_exact_at(bytes, AGED_HEAD + (at * ENTRY) as u64)?;
                 for entry in bytes.chunks_exact(ENTRY) {
                     while let Some(next) = new.next_if(|next| next[..] < entry[..]) {
-                        out.write_all(next)?;
+                        put(&mut out, next)?;
                     }
-                    out.write_all(entry)?;
+                    put(&mut out, entry)?;
                 }
                 at += count;
             }
         }
         for entry in new {
-            out.write_all(entry)?;
+            put(&mut out, entry)?;
         }
-        out.into_inner().map_err(std::io::IntoInnerError::into_error)?.sync_all()?;
+        let file = out.into_inner().map_err(std::io::IntoInnerError::into_error)?;
+        file.write_all_at(AGED_MAGIC, 0)?;
+        for (at, number) in [(8, to), (16, entries), (24, i64::from(crc))] {
+            file.write_all_at(&number.to_le_bytes(), at)?;
+        }
+        file.sync_all()?;
         std::fs::rename(temporary, path)
     }
 }

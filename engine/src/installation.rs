@@ -65,6 +65,28 @@ impl Installation {
         &self.identity.log_id
     }
 
+    /// The generation of the lake that this log last claimed, 0 for none.
+    ///
+    /// # Errors
+    /// [`LogError::Io`].
+    pub fn generation(&self) -> Result<u64, LogError> {
+        let path = self.folder.join("generation");
+        match std::fs::read_to_string(&path) {
+            Ok(text) => text.trim().parse().map_err(|_| LogError::io(&path, std::io::ErrorKind::InvalidData.into())),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(0),
+            Err(error) => Err(LogError::io(&path, error)),
+        }
+    }
+
+    /// Notes the generation that is about to be claimed.
+    ///
+    /// # Errors
+    /// [`LogError::Io`].
+    pub fn note_generation(&self, generation: u64) -> Result<(), LogError> {
+        let path = self.folder.join("generation");
+        write_synced(&self.folder, &path, generation.to_string().as_bytes()).map_err(|error| LogError::io(&path, error))
+    }
+
     /// Hashes event ids under this installation's key.
     #[must_use]
     pub fn hasher(&self) -> EventHasher {
@@ -74,11 +96,15 @@ impl Installation {
 
 fn create(folder: &Path, path: &Path) -> std::io::Result<Identity> {
     let identity = Identity { log_id: format!("{:016x}", rand::random::<u64>()), hash_key: [rand::random(), rand::random()] };
+    write_synced(folder, path, &serde_json::to_vec(&identity)?)?;
+    Ok(identity)
+}
+
+fn write_synced(folder: &Path, path: &Path, content: &[u8]) -> std::io::Result<()> {
     let temporary = path.with_extension("tmp");
     let mut file = File::create(&temporary)?;
-    file.write_all(&serde_json::to_vec(&identity)?)?;
+    file.write_all(content)?;
     file.sync_all()?;
     std::fs::rename(&temporary, path)?;
-    sync_folder(folder)?;
-    Ok(identity)
+    sync_folder(folder)
 }

@@ -74,9 +74,13 @@ async fn epochs(
             tokio::select! {
                 () = stop.cancelled() => return Ok(()),
                 () = tokio::time::sleep_until(begun + pause) => break,
-                () = progress.grown.notified() => if progress.log_bytes.load(Ordering::Acquire) >= bytes_max { break },
+                () = progress.grown.notified() => if progress.undrained_bytes.load(Ordering::Acquire) >= bytes_max { break },
                 Some(ended) = tasks.join_next() => {
-                    if let Ok(Err(message)) = ended { return Err(OpenError::Connector(message)); }
+                    match ended {
+                        Ok(Ok(())) => {}
+                        Ok(Err(message)) => return Err(OpenError::Connector(message)),
+                        Err(error) => return Err(OpenError::Connector(format!("a connector failed: {error}"))),
+                    }
                 }
             }
         }

@@ -64,14 +64,6 @@ impl LogError {
     }
 }
 
-/// Bytes of all segments.
-///
-/// # Errors
-/// [`LogError::Io`].
-pub fn bytes(folder: &Path) -> Result<u64, LogError> {
-    Ok(segments(folder)?.iter().filter_map(|(_, path)| path.metadata().ok()).map(|metadata| metadata.len()).sum())
-}
-
 /// Segments of a log folder by their first position.
 fn segments(folder: &Path) -> Result<Vec<(i64, PathBuf)>, LogError> {
     let mut segments = Vec::new();

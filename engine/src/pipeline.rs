@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use datafusion::prelude::SessionContext;
 use ratemill_connectors::Intake;
@@ -77,16 +78,16 @@ impl Pipeline {
         let installation = Installation::open(&settings.log_folder)?;
         let lake = Lake::open(&settings.config.lake.url, folder)?;
         lake.probe().await?;
-        let ownership = Ownership::take(&lake, installation.log_id()).await?;
+        let ownership = Ownership::take(&lake, &installation).await?;
         let completion = latest_completion(&lake).await?;
         let floor = completion.as_ref().map_or(0, |completion| completion.state.position);
-        let scan = log::scan(installation.folder())?;
+        let scan = log::scan(installation.folder(), floor)?;
         if scan.torn_bytes > 0 {
-            tracing::warn!(bytes = scan.torn_bytes, "cut an unfinished record off the usage log; nobody was told that it was accepted");
+            tracing::warn!(bytes = scan.torn_bytes, "cut an unfinished record off the end of the usage log");
         }
         let progress = Arc::new(CaptureProgress::default());
         progress.position.store(scan.end(floor), Ordering::Release);
-        progress.log_bytes.store(log::bytes(installation.folder())?, Ordering::Release);
+        progress.drained.store(floor, Ordering::Release);
         let horizon = time::now().saturating_sub(settings.dedup_horizon);
         let (mut dedup, known) = DedupIndex::open(&installation.dedup_folder(), floor, horizon)?;
         if known < floor {
@@ -96,7 +97,10 @@ impl Pipeline {
         }
         let tail = log::read_range(installation.folder(), floor, i64::MAX, u64::MAX)?;
         let mut keys: Vec<EventKey> = Vec::new();
-        tail.iter().for_each(|frame| frame_keys(frame, &settings.schema, &installation.hasher(), &mut keys));
+        for frame in &tail {
+            frame_keys(frame, &settings.schema, &installation.hasher(), &mut keys).map_err(columns)?;
+        }
+        progress.undrained_bytes.store(tail.iter().map(|frame| frame.bytes).sum(), Ordering::Release);
         dedup.insert_all(keys.into_iter());
         let mut claims = taken_files(&lake, &settings).await?;
         claims.extend(tail.iter().flat_map(|frame| frame.header.claims.iter().cloned()));
@@ -169,10 +173,16 @@ impl Pipeline {
     pub async fn close(self) -> Result<(), OpenError> {
         drop(self.intake);
         let capture = self.capture;
-        let _ = tokio::task::spawn_blocking(move || capture.join()).await;
+        // A connection that is still open may hold the intake: it is not waited for, nothing of it was answered.
+        let ended = tokio::task::spawn_blocking(move || capture.join());
+        let _ = tokio::time::timeout(Duration::from_secs(1), ended).await;
         self.epochs.close().await?;
         Ok(())
     }
+}
+
+fn columns(source: arrow::error::ArrowError) -> OpenError {
+    OpenError::Epoch(EpochError::Arrow { epoch: 0, source })
 }
 
 /// Inputs that move the watermark.
@@ -193,7 +203,7 @@ async fn rebuild(dedup: &mut DedupIndex, lake: &Lake, settings: &Settings, insta
         let Some(table) = LakeTable::open(lake, spec.name, spec.partitions).await? else { continue };
         for batch in read_all(lake, &table.at_version(version).await?, &spec.schema).await? {
             if spec.name == "usage" {
-                keys.extend(settings.schema.keys(&batch, &hasher));
+                keys.extend(settings.schema.keys(&batch, &hasher).map_err(columns)?);
             } else {
                 keys.extend(rejection_keys(&batch, &hasher));
             }

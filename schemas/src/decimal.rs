@@ -20,6 +20,8 @@ pub const DECIMAL: DataType = DataType::Decimal128(PRECISION, SCALE);
 
 const PLACES: usize = SCALE as usize;
 const ONE: i128 = POWERS[PLACES];
+/// Longest text of a number; nobody writes more digits than fit, but for zeros.
+const TEXT_MAX: usize = 128;
 /// The first magnitude that does not fit: 10^38.
 const LIMIT: i128 = POWERS[PRECISION as usize];
 
@@ -92,26 +94,33 @@ impl Decimal {
             [b'+', rest @ ..] => (false, rest),
             _ => (false, text),
         };
+        if text.len() > TEXT_MAX {
+            return Err(DecimalError::NotANumber);
+        }
         let mut value: i128 = 0;
         let mut places: i32 = 0;
+        // Zeros of the fraction count only when another digit follows them.
+        let mut zeros: i32 = 0;
         let mut seen_point = false;
         let mut seen_digit = false;
         let mut index = 0;
         while let Some(&byte) = digits.get(index) {
             match byte {
+                b'0' if seen_point => {
+                    seen_digit = true;
+                    zeros += 1;
+                }
                 b'0'..=b'9' => {
                     seen_digit = true;
-                    if byte == b'0' && seen_point && digits[index..].iter().take_while(|b| b.is_ascii_digit()).all(|b| *b == b'0') {
-                        // Only zeros are left of the fraction.
-                        index += digits[index..].iter().take_while(|b| b.is_ascii_digit()).count();
-                        continue;
-                    }
-                    value = value.checked_mul(10).and_then(|v| v.checked_add(i128::from(byte - b'0'))).ok_or(if seen_point {
-                        DecimalError::TooPrecise
-                    } else {
-                        DecimalError::TooLarge
-                    })?;
-                    places += i32::from(seen_point);
+                    let overflow = if seen_point { DecimalError::TooPrecise } else { DecimalError::TooLarge };
+                    let shift = usize::try_from(zeros).ok().and_then(|zeros| POWERS.get(zeros)).ok_or(DecimalError::TooPrecise)?;
+                    value = value
+                        .checked_mul(*shift)
+                        .and_then(|v| v.checked_mul(10))
+                        .and_then(|v| v.checked_add(i128::from(byte - b'0')))
+                        .ok_or(overflow)?;
+                    places += zeros + i32::from(seen_point);
+                    zeros = 0;
                 }
                 b'.' if !seen_point => seen_point = true,
                 b'e' | b'E' if seen_digit => {
@@ -222,7 +231,7 @@ fn to_scale(value: i128, places: i32) -> Result<i128, DecimalError> {
     if value == 0 {
         return Ok(0);
     }
-    let shift = i32::from(SCALE) - places;
+    let shift = i32::from(SCALE).saturating_sub(places);
     let power = |exponent: i32| usize::try_from(exponent).ok().and_then(|e| POWERS.get(e));
     if shift >= 0 {
         return power(shift).and_then(|p| value.checked_mul(*p)).ok_or(DecimalError::TooLarge);
@@ -333,6 +342,10 @@ mod tests {
             ("NaN", Err(DecimalError::NotANumber)),
             ("1e", Err(DecimalError::NotANumber)),
             ("0x10", Err(DecimalError::NotANumber)),
+            ("1e999999999999999", Err(DecimalError::TooLarge)),
+            ("1e-999999999999999", Err(DecimalError::TooPrecise)),
+            ("1.20300", Ok("1.203")),
+            ("0.00000000000000000100", Ok("0.000000000000000001")),
         ] {
             assert_eq!(Decimal::parse(text.as_bytes()).map(|v| v.to_string()), expected.map(String::from), "{text}");
         }

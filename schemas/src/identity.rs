@@ -45,10 +45,10 @@ impl EventHasher {
         self.hash(b'e', &[source.as_bytes(), id.as_bytes()])
     }
 
-    /// The identity hash of a rejected record: where it came from and its bytes.
+    /// The identity hash of a rejected record: where it came from, why it was rejected, and its bytes.
     #[must_use]
-    pub fn rejection(&self, connector: &str, position: &str, raw: &[u8]) -> u128 {
-        self.hash(b'r', &[connector.as_bytes(), position.as_bytes(), raw])
+    pub fn rejection(&self, connector: &str, position: &str, reason: &str, raw: &[u8]) -> u128 {
+        self.hash(b'r', &[connector.as_bytes(), position.as_bytes(), reason.as_bytes(), raw])
     }
 
     /// Starts the content print of an event.
@@ -73,10 +73,10 @@ impl EventHasher {
 pub struct ContentHasher(SipHasher13);
 
 impl ContentHasher {
-    /// A text field; `None` differs from the empty text.
-    pub fn text(&mut self, value: Option<&str>) {
-        self.0.write_usize(value.map_or(usize::MAX, str::len));
-        self.0.write(value.unwrap_or_default().as_bytes());
+    /// A text.
+    pub fn text(&mut self, value: &str) {
+        self.0.write_usize(value.len());
+        self.0.write(value.as_bytes());
     }
 
     /// A number, instant or decimal by value.

@@ -43,6 +43,7 @@ reasons! {
     NotAnObject "not_an_object" "The record is JSON, but not an object."
     TooDeep "too_deep" "The record is nested deeper than the limit."
     RecordTooLarge "record_too_large" "The record is larger than the limit."
+    TooManyFields "too_many_fields" "The record has more fields than the limit."
     DuplicateField "duplicate_field" "A field occurs twice, so that its value is ambiguous."
     MissingSpecversion "missing_specversion" "A CloudEvent without specversion."
     UnsupportedSpecversion "unsupported_specversion" "A CloudEvent of another version than 1.0."

@@ -36,11 +36,20 @@ pub fn parse_instant(text: &str) -> Result<i64, NotAnInstant> {
         && matches!(bytes[10], b'T' | b't' | b' ')
         && bytes[13] == b':'
         && bytes[16] == b':';
-    if !shape || text.contains('[') {
+    if !shape || text.contains('[') || !has_offset(bytes) {
         return Err(NotAnInstant);
     }
     let timestamp: Timestamp = text.parse().map_err(|_| NotAnInstant)?;
     Ok(timestamp.as_nanosecond().div_euclid(1000).try_into().unwrap_or(i64::MAX))
+}
+
+/// Whether a time ends in `Z` or an offset of hours and minutes that a clock can show.
+fn has_offset(bytes: &[u8]) -> bool {
+    match bytes {
+        [.., b'Z' | b'z'] => true,
+        [.., b'+' | b'-', h1 @ b'0'..=b'2', h2 @ b'0'..=b'9', b':', b'0'..=b'5', b'0'..=b'9'] => *h1 < b'2' || *h2 < b'4',
+        _ => false,
+    }
 }
 
 /// The common shape `YYYY-MM-DDTHH:MM:SS[.fraction]Z`, without the general parser.
@@ -156,6 +165,8 @@ mod tests {
             ("2026-10-01T25:00:00Z", None),
             ("2026-13-01T00:00:00Z", None),
             ("1790812800", None),
+            ("2026-10-01T02:00:00+25:00", None),
+            ("2026-10-01T02:00:00+02", None),
             ("yesterday", None),
             ("", None),
         ] {

@@ -141,41 +141,56 @@ impl UsageSchema {
         &self.stored
     }
 
-    /// Identity and content keys of a batch that has the decoded columns (first in order), for rebuilding the index.
+    /// Identity and content keys of rows of `usage`, for rebuilding the index. Columns go by their names; a dimension
+    /// that was declared later is null in older rows, and a null says nothing.
     ///
-    /// # Panics
-    /// When the batch has other columns.
-    #[must_use]
-    pub fn keys(&self, batch: &RecordBatch, hasher: &EventHasher) -> Vec<EventKey> {
-        let text = |index: usize| batch.column(index).as_string::<i32>();
-        let (source, id, meter, subject) = (text(0), text(1), text(2), text(3));
-        let time = batch.column(4).as_primitive::<TimestampMicrosecondType>();
-        let quantity = batch.column(5).as_primitive::<Decimal128Type>();
-        let end = batch.column(6).as_primitive::<TimestampMicrosecondType>();
-        (0..batch.num_rows())
+    /// # Errors
+    /// When a column is missing that every event has, or a dimension changed its type.
+    pub fn keys(&self, batch: &RecordBatch, hasher: &EventHasher) -> Result<Vec<EventKey>, ArrowError> {
+        let column = |name: &str| {
+            batch.column_by_name(name).ok_or_else(|| ArrowError::SchemaError(format!("usage has no column `{name}`")))
+        };
+        let text = |name: &str| -> Result<&arrow::array::StringArray, ArrowError> { Ok(column(name)?.as_string::<i32>()) };
+        let (source, id, meter, subject) = (text("source")?, text("id")?, text("meter")?, text("subject")?);
+        let time = column("time")?.as_primitive::<TimestampMicrosecondType>();
+        let quantity = column("quantity")?.as_primitive::<Decimal128Type>();
+        let end = column("end")?.as_primitive::<TimestampMicrosecondType>();
+        let mut dimensions = Vec::new();
+        for dimension in &self.dimensions {
+            if let Some(column) = batch.column_by_name(&dimension.name) {
+                if *column.data_type() != dimension.kind.arrow() {
+                    let message = format!("dimension `{}` was {}, declared is {}", dimension.name, column.data_type(), dimension.kind.arrow());
+                    return Err(ArrowError::SchemaError(message));
+                }
+                dimensions.push((dimension, column));
+            }
+        }
+        Ok((0..batch.num_rows())
             .map(|row| {
                 let mut content = hasher.content();
-                content.text(Some(meter.value(row)));
-                content.text(Some(subject.value(row)));
+                content.text(meter.value(row));
+                content.text(subject.value(row));
                 content.number(Some(i128::from(time.value(row))));
                 content.number(end.is_valid(row).then(|| i128::from(end.value(row))));
                 content.number(Some(quantity.value(row)));
-                for (offset, dimension) in self.dimensions.iter().enumerate() {
-                    let column = batch.column(7 + offset);
-                    let valid = column.is_valid(row);
+                for (dimension, column) in &dimensions {
+                    if column.is_null(row) {
+                        continue;
+                    }
+                    content.text(&dimension.name);
                     match dimension.kind {
-                        DimensionType::Text => content.text(valid.then(|| column.as_string::<i32>().value(row))),
-                        DimensionType::Integer => content.number(valid.then(|| i128::from(column.as_primitive::<Int64Type>().value(row)))),
-                        DimensionType::Decimal => content.number(valid.then(|| column.as_primitive::<Decimal128Type>().value(row))),
-                        DimensionType::Boolean => content.number(valid.then(|| i128::from(column.as_boolean().value(row)))),
+                        DimensionType::Text => content.text(column.as_string::<i32>().value(row)),
+                        DimensionType::Integer => content.number(Some(i128::from(column.as_primitive::<Int64Type>().value(row)))),
+                        DimensionType::Decimal => content.number(Some(column.as_primitive::<Decimal128Type>().value(row))),
+                        DimensionType::Boolean => content.number(Some(i128::from(column.as_boolean().value(row)))),
                         DimensionType::Timestamp => {
-                            content.number(valid.then(|| i128::from(column.as_primitive::<TimestampMicrosecondType>().value(row))));
+                            content.number(Some(i128::from(column.as_primitive::<TimestampMicrosecondType>().value(row))));
                         }
                     }
                 }
                 EventKey { identity: hasher.identity(source.value(row), id.value(row)), content: content.finish() }
             })
-            .collect()
+            .collect())
     }
 }
 
@@ -419,6 +434,7 @@ pub struct UsageBatchBuilder {
     quantity: Decimal128Builder,
     end: TimestampMicrosecondBuilder,
     dimensions: Vec<DimensionBuilder>,
+    dimension_names: Vec<String>,
     attributes: MapBuilder<StringBuilder, StringBuilder>,
     keys: Vec<EventKey>,
     time_max: Option<i64>,
@@ -441,6 +457,7 @@ impl UsageBatchBuilder {
             quantity: Decimal128Builder::with_capacity(capacity).with_data_type(DataType::Decimal128(PRECISION, SCALE)),
             end: instants(capacity),
             dimensions: schema.dimensions.iter().map(|dimension| DimensionBuilder::new(dimension.kind, capacity)).collect(),
+            dimension_names: schema.dimensions.iter().map(|dimension| dimension.name.clone()).collect(),
             attributes: MapBuilder::new(Some(attribute_fields()), StringBuilder::new(), StringBuilder::new()),
             keys: Vec::with_capacity(capacity),
             time_max: None,
@@ -494,17 +511,20 @@ impl UsageBatchBuilder {
 
     fn push(&mut self, event: &UsageEvent<'_>) {
         let mut content = self.hasher.content();
-        content.text(Some(event.meter));
-        content.text(Some(event.subject));
+        content.text(event.meter);
+        content.text(event.subject);
         content.number(Some(i128::from(event.time)));
         content.number(event.end.map(i128::from));
         content.number(Some(event.quantity.raw()));
-        for (builder, value) in self.dimensions.iter_mut().zip(event.dimensions) {
+        for ((builder, name), value) in self.dimensions.iter_mut().zip(&self.dimension_names).zip(event.dimensions) {
             builder.append(value);
+            if *value == DimensionValue::Null {
+                continue;
+            }
+            content.text(name);
             match value {
-                DimensionValue::Text(text) => content.text(Some(text)),
-                DimensionValue::Null if matches!(builder, DimensionBuilder::Text(_)) => content.text(None),
-                DimensionValue::Null => content.number(None),
+                DimensionValue::Null => {}
+                DimensionValue::Text(text) => content.text(text),
                 DimensionValue::Integer(number) => content.number(Some(i128::from(*number))),
                 DimensionValue::Decimal(number) => content.number(Some(number.raw())),
                 DimensionValue::Boolean(truth) => content.number(Some(i128::from(*truth))),
@@ -596,7 +616,11 @@ mod tests {
                 .unwrap();
         }
         let (batch, keys, time_max) = builder.finish().unwrap();
-        assert_eq!(schema.keys(&batch, &hasher), keys);
+        assert_eq!(schema.keys(&batch, &hasher).unwrap(), keys);
+        // A dimension that is declared later changes no key of what is there.
+        let mut later = schema.dimensions().to_vec();
+        later.insert(0, dimension("added", DimensionType::Text));
+        assert_eq!(UsageSchema::new(later).keys(&batch, &hasher).unwrap(), keys);
         assert_eq!(time_max, Some(EARLIEST + 5));
         let json = String::from_utf8(row_as_json(&batch, 0)).unwrap();
         assert!(json.contains(r#""quantity":"2.5""#) && json.contains(r#""type":"m""#), "{json}");

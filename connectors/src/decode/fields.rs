@@ -7,6 +7,9 @@ use ratemill_schemas::Reason;
 use serde::de::{DeserializeSeed, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
+/// Most fields of one record.
+const FIELDS_MAX: usize = 512;
+
 /// A value with the text that it had: numbers are never read as floats.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Value<'a> {
@@ -89,7 +92,7 @@ impl<'a> Fields<'a> {
     /// The reason and message of the rejection.
     pub fn parse(raw: &'a str, depth_max: usize) -> Result<Self, (Reason, String)> {
         let mut fields = Self { entries: Vec::with_capacity(16) };
-        fields.object(raw, &Cow::Borrowed(""), depth_max)?;
+        fields.object(raw, Cow::Borrowed(""), depth_max)?;
         fields.refuse_duplicates()?;
         Ok(fields)
     }
@@ -104,7 +107,7 @@ impl<'a> Fields<'a> {
     /// # Errors
     /// As [`Fields::parse`].
     pub fn push_object(&mut self, prefix: &'static str, raw: &'a str, depth_max: usize) -> Result<(), (Reason, String)> {
-        self.object(raw, &Cow::Borrowed(prefix), depth_max)?;
+        self.object(raw, Cow::Borrowed(prefix), depth_max)?;
         self.refuse_duplicates()
     }
 
@@ -144,14 +147,14 @@ impl<'a> Fields<'a> {
             .collect()
     }
 
-    fn object(&mut self, raw: &'a str, prefix: &Cow<'a, str>, depth: usize) -> Result<(), (Reason, String)> {
+    fn object(&mut self, raw: &'a str, prefix: Cow<'a, str>, depth: usize) -> Result<(), (Reason, String)> {
         let Some(depth) = depth.checked_sub(1) else {
             return Err((Reason::TooDeep, "the record is nested deeper than the limit".to_owned()));
         };
         let mut nested = Vec::new();
         let mut deserializer = serde_json::Deserializer::from_str(raw);
         let result =
-            ObjectSeed { fields: self, nested: &mut nested, prefix }.deserialize(&mut deserializer).and_then(|()| deserializer.end());
+            ObjectSeed { fields: self, nested: &mut nested, prefix: &prefix }.deserialize(&mut deserializer).and_then(|()| deserializer.end());
         if let Err(error) = result {
             return Err(if error.is_data() {
                 (Reason::NotAnObject, "the record is JSON, but not an object".to_owned())
@@ -165,8 +168,11 @@ impl<'a> Fields<'a> {
                 // An empty object has no fields, but it is there.
                 self.entries.push(Entry { prefix: name, key: Cow::Borrowed(""), value: Value::Null });
             } else {
-                self.object(value, &name, depth)?;
+                self.object(value, name, depth)?;
             }
+        }
+        if self.entries.len() > FIELDS_MAX {
+            return Err((Reason::TooManyFields, format!("the record has more than {FIELDS_MAX} fields")));
         }
         if self.entries.iter().any(|entry| matches!(entry.value, Value::Json(raw) if nesting(raw) > depth)) {
             return Err((Reason::TooDeep, "the record is nested deeper than the limit".to_owned()));

@@ -241,7 +241,7 @@ impl FileReader {
         while let Some(done) = under_way.next().await {
             tally.add(&done?);
         }
-        let hash = sending.await.map_err(|error| std::io::Error::other(error))??;
+        let hash = sending.await.map_err(std::io::Error::other)??;
         if matches!(rows, Rows::Csv { .. }) && header.is_none() {
             return Err(FileError::Refused { reason: Reason::HeaderInvalid, message: format!("{path} is empty: not even a header") });
         }

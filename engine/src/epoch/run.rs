@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use arrow::array::{AsArray, RecordBatch};
 use arrow::compute::{concat_batches, filter_record_batch};
@@ -129,6 +130,8 @@ pub struct Epochs {
     epoch_bytes: u64,
     inputs: Vec<String>,
     opened_at: i64,
+    /// A manifest that is written, but not completed: it is finished before anything else.
+    unfinished: Option<Manifest>,
     /// Windows whose rule failed since the start: not tried again before there is new usage.
     failed: HashSet<(String, Window)>,
 }
@@ -241,14 +244,13 @@ impl Epochs {
             epoch_bytes: setup.epoch_bytes,
             inputs: setup.inputs,
             opened_at: time::now(),
+            unfinished: None,
             failed: HashSet::new(),
         };
         epochs.keep_versions().await?;
-        if let Some(manifest) = read::<Manifest>(&epochs.lake, &manifest_name(epochs.last + 1)).await? {
-            tracing::info!(epoch = manifest.epoch, "finishing an interrupted epoch");
-            let frames = log::read_range(&epochs.log_folder, manifest.from, manifest.to, u64::MAX)?;
-            epochs.execute(manifest, &frames).await?;
-        }
+        epochs.unfinished = read::<Manifest>(&epochs.lake, &manifest_name(epochs.last + 1)).await?;
+        epochs.finish().await?;
+        epochs.progress.drained.store(epochs.state.position, Ordering::Release);
         Ok(epochs)
     }
 
@@ -269,26 +271,52 @@ impl Epochs {
     /// # Errors
     /// [`EpochError`].
     pub async fn run(&mut self, finalize: Finalize) -> Result<Vec<EpochReport>, EpochError> {
-        let target = self.progress.position.load(std::sync::atomic::Ordering::Acquire);
-        let mut reports = Vec::new();
+        let target = self.progress.position.load(Ordering::Acquire);
+        let mut reports: Vec<EpochReport> = self.finish().await?.into_iter().collect();
         loop {
             let frames = log::read_range(&self.log_folder, self.state.position, target, self.epoch_bytes)?;
             let to = frames.last().map_or(self.state.position, |frame| frame.header.end());
+            if frames.is_empty() && to < target {
+                return Err(LogError::Gap { path: self.log_folder.clone(), from: to, to: target }.into());
+            }
             let complete = to >= target;
             // Windows close only with the last part, lest usage that is already in the log comes late.
             let finalize = if complete { finalize } else { Finalize::Nothing };
             if let Some(manifest) = self.plan(&frames, to, finalize)? {
                 self.ownership.check().await?;
                 let name = manifest_name(manifest.epoch);
-                if !self.lake.create(&name, encode(&name, &manifest)?).await? {
-                    return Err(LakeError::Fenced { table: "epochs".to_owned() }.into());
+                // An answer that was lost leaves a manifest of ours: it is read and finished, too.
+                let created = self.lake.create(&name, encode(&name, &manifest)?).await;
+                let written = match created {
+                    Ok(true) => Some(manifest),
+                    Ok(false) | Err(_) => read::<Manifest>(&self.lake, &name).await?,
+                };
+                match written {
+                    Some(written) if written.generation == self.ownership.generation() && written.log_id == self.log_id => {
+                        self.unfinished = Some(written);
+                    }
+                    Some(_) => return Err(LakeError::Fenced { table: "epochs".to_owned() }.into()),
+                    None => return Err(created.err().map_or(LakeError::Fenced { table: "epochs".to_owned() }, |error| error).into()),
                 }
-                reports.push(self.execute(manifest, &frames).await?);
-            }
-            if complete {
+                drop(frames);
+                reports.extend(self.finish().await?);
+                if complete && self.state.position >= target {
+                    return Ok(reports);
+                }
+            } else if complete {
                 return Ok(reports);
             }
         }
+    }
+
+    /// Finishes the epoch whose manifest is written, if there is one.
+    async fn finish(&mut self) -> Result<Option<EpochReport>, EpochError> {
+        let Some(manifest) = self.unfinished.clone() else { return Ok(None) };
+        tracing::debug!(epoch = manifest.epoch, from = manifest.from, to = manifest.to, "epoch");
+        let frames = log::read_range(&self.log_folder, manifest.from, manifest.to, u64::MAX)?;
+        let report = self.execute(manifest, &frames).await?;
+        self.unfinished = None;
+        Ok(Some(report))
     }
 
     /// What an epoch over these frames would do; `None` when it would do nothing.
@@ -405,14 +433,17 @@ impl Epochs {
         self.state = state;
         let mut keys: Vec<EventKey> = Vec::new();
         for frame in frames {
-            frame_keys(frame, &self.schema, &self.hasher, &mut keys);
+            frame_keys(frame, &self.schema, &self.hasher, &mut keys)
+                .map_err(|source| EpochError::Arrow { epoch: manifest.epoch, source })?;
         }
         if manifest.to > manifest.from {
             let ingested_max = frames.iter().map(|frame| frame.header.ingested_at).max().unwrap_or_default();
             DedupIndex::save_run(&self.dedup_folder, manifest.from, manifest.to, ingested_max, &keys)?;
         }
-        let freed = log::trim(&self.log_folder, manifest.to)?;
-        self.progress.log_bytes.fetch_sub(freed, std::sync::atomic::Ordering::AcqRel);
+        let drained: u64 = frames.iter().map(|frame| frame.bytes).sum();
+        let _ = self.progress.undrained_bytes.fetch_update(Ordering::AcqRel, Ordering::Acquire, |bytes| Some(bytes.saturating_sub(drained)));
+        self.progress.drained.store(manifest.to, Ordering::Release);
+        log::trim(&self.log_folder, manifest.to)?;
         #[allow(clippy::cast_precision_loss)]
         metrics::gauge!("ratemill_last_epoch_timestamp_seconds").set((completion.completed_at / 1_000_000) as f64);
         Ok(())
@@ -576,20 +607,26 @@ impl Epochs {
     /// # Errors
     /// [`EpochError::Lake`].
     pub async fn close(self) -> Result<(), EpochError> {
-        let drained = self.progress.position.load(std::sync::atomic::Ordering::Acquire) <= self.state.position;
+        let drained = self.progress.position.load(Ordering::Acquire) <= self.state.position;
         self.ownership.release(drained).await?;
         Ok(())
     }
 }
 
 /// Keys of everything that a frame holds, rejections included.
-pub(crate) fn frame_keys(frame: &Frame, schema: &UsageSchema, hasher: &EventHasher, keys: &mut Vec<EventKey>) {
+pub(crate) fn frame_keys(
+    frame: &Frame,
+    schema: &UsageSchema,
+    hasher: &EventHasher,
+    keys: &mut Vec<EventKey>,
+) -> Result<(), arrow::error::ArrowError> {
     if let Some(usage) = &frame.usage {
-        keys.extend(schema.keys(usage, hasher));
+        keys.extend(schema.keys(usage, hasher)?);
     }
     if let Some(rejected) = &frame.rejected {
         keys.extend(rejection_keys(rejected, hasher));
     }
+    Ok(())
 }
 
 /// Keys of rejected rows, in any batch that has their columns.
@@ -605,8 +642,8 @@ pub(crate) fn rejection_keys(rejected: &RecordBatch, hasher: &EventHasher) -> Ve
     let conflict = ratemill_schemas::Reason::IdentityConflict.code();
     (0..rejected.num_rows())
         .map(|row| {
-            let position = if reason.value(row) == conflict { "conflict" } else { position.value(row) };
-            EventKey { identity: hasher.rejection(connector.value(row), position, raw.value(row)), content: 0 }
+            let position = if reason.value(row) == conflict { "" } else { position.value(row) };
+            EventKey { identity: hasher.rejection(connector.value(row), position, reason.value(row), raw.value(row)), content: 0 }
         })
         .collect()
 }

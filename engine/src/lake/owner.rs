@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
 use super::{Lake, LakeError};
+use crate::installation::Installation;
 
 /// How long a lease counts after it was last renewed.
 const LEASE: i64 = 60_000_000;
@@ -39,12 +40,24 @@ pub struct Ownership {
 }
 
 impl Ownership {
-    /// Takes the lake for the log `log_id`, which this process has locked.
+    /// Takes the lake for the installation's log, which this process has locked.
     ///
     /// # Errors
     /// [`LakeError::Held`] names the holder; another log that was not drained keeps the lake even after its lease.
-    pub async fn take(lake: &Lake, log_id: &str) -> Result<Self, LakeError> {
+    pub async fn take(lake: &Lake, installation: &Installation) -> Result<Self, LakeError> {
+        let log_id = installation.log_id();
         let last = latest(lake).await?;
+        if let Some(claim) = last.as_ref().filter(|claim| claim.log_id == log_id) {
+            // The generation is noted beside the log before it is claimed: a copy of the log falls behind.
+            let noted = installation.generation().map_err(|error| LakeError::Held(error.to_string()))?;
+            if noted != claim.generation && noted != claim.generation + 1 {
+                return Err(LakeError::Held(format!(
+                    "the lake {} was last held by another copy of the log {log_id} (generation {}, this copy knows {noted}); go on with that copy, or give this one an empty [log] dir",
+                    lake.url(),
+                    claim.generation
+                )));
+            }
+        }
         if let Some(claim) = &last
             && claim.log_id != log_id
         {
@@ -77,6 +90,7 @@ impl Ownership {
             }
         }
         let generation = last.map_or(1, |claim| claim.generation + 1);
+        installation.note_generation(generation).map_err(|error| LakeError::Held(error.to_string()))?;
         let claim = Claim { generation, log_id: log_id.to_owned(), host: host(), pid: std::process::id(), claimed_at: now() };
         let json =
             serde_json::to_vec(&claim).map_err(|error| LakeError::File { path: claim_name(generation), message: error.to_string() })?;

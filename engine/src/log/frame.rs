@@ -65,6 +65,8 @@ pub struct Frame {
     pub usage: Option<RecordBatch>,
     /// Rejected records, in the logged schema; `None` when there are none.
     pub rejected: Option<RecordBatch>,
+    /// Bytes that it takes in the log.
+    pub bytes: u64,
 }
 
 impl Frame {
@@ -90,7 +92,7 @@ impl Frame {
             usage_bytes: 0,
             rejected_bytes: 0,
         };
-        Self { header, usage, rejected }
+        Self { header, usage, rejected, bytes: 0 }
     }
 
     /// Whether there is anything to log.
@@ -129,7 +131,7 @@ impl Frame {
         let (header, body) = decode_header(payload)?;
         let (usage, rest) = body.split_at_checked(header.usage_bytes).ok_or_else(short)?;
         let rejected = rest.get(..header.rejected_bytes).ok_or_else(short)?;
-        Ok(Self { usage: decode(usage)?, rejected: decode(rejected)?, header })
+        Ok(Self { usage: decode(usage)?, rejected: decode(rejected)?, header, bytes: (HEAD + payload.len()) as u64 })
     }
 
     /// The usage rows as the `usage` table stores them: with `ingested_at`, `log_position` and `day`.

@@ -52,11 +52,11 @@ fn valid_behind(bytes: &[u8], offset: usize) -> bool {
         .any(|start| bytes[start..].starts_with(MAGIC) && matches!(step(bytes, start), Step::Frame(..)))
 }
 
-/// Reads all headers, checks every frame, and cuts a torn tail.
+/// Reads all headers, checks every frame, and cuts a torn tail. Positions below `floor` are in the lake and may be missing.
 ///
 /// # Errors
 /// [`LogError::Damaged`] for a bad frame before valid ones, [`LogError::Gap`] for missing positions.
-pub fn scan(folder: &Path) -> Result<LogScan, LogError> {
+pub fn scan(folder: &Path, floor: i64) -> Result<LogScan, LogError> {
     let mut scan = LogScan::default();
     let all = segments(folder)?;
     for (index, (_, path)) in all.iter().enumerate() {
@@ -69,6 +69,7 @@ pub fn scan(folder: &Path) -> Result<LogScan, LogError> {
                     let (header, _) = decode_header(payload).map_err(|source| LogError::Arrow { path: path.clone(), source })?;
                     if let Some(last) = scan.frames.last()
                         && last.end() != header.position
+                        && header.position > floor
                     {
                         return Err(LogError::Gap { path: folder.to_owned(), from: last.end(), to: header.position });
                     }
@@ -106,7 +107,12 @@ pub fn read_range(folder: &Path, from: i64, to: i64, bytes_max: u64) -> Result<V
         }
         let bytes = std::fs::read(path).map_err(|error| LogError::io(path, error))?;
         let mut offset = 0;
-        while let Step::Frame(payload, next) = step(&bytes, offset) {
+        loop {
+            let (payload, next) = match step(&bytes, offset) {
+                Step::Frame(payload, next) => (payload, next),
+                // At a bad one, capture may be writing at this moment; damage shows as a gap.
+                Step::End | Step::Bad => break,
+            };
             offset = next;
             let arrow = |source| LogError::Arrow { path: path.clone(), source };
             let (header, _) = decode_header(payload).map_err(arrow)?;
@@ -160,7 +166,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let mut writer = LogWriter::new(folder.path(), 0).unwrap();
         for _ in 0..frames {
-            writer.append(&mut frame(), 1).unwrap();
+            writer.append(&mut frame(), 1, 0).unwrap();
         }
         let path = folder.path().join(format!("{:020}.log", 0));
         (folder, path)
@@ -173,7 +179,7 @@ mod tests {
         let third = whole.len() / 3;
         for length in 0..whole.len() {
             std::fs::write(&path, &whole[..length]).unwrap();
-            let scan = scan(folder.path()).unwrap();
+            let scan = scan(folder.path(), 0).unwrap();
             assert_eq!(scan.frames.len(), length / third, "{length}");
             assert_eq!(scan.torn_bytes as usize, length % third);
             assert_eq!(path.metadata().unwrap().len() as usize, length / third * third);
@@ -188,7 +194,7 @@ mod tests {
             let mut bytes = whole.clone();
             bytes[index] ^= 0x40;
             std::fs::write(&path, &bytes).unwrap();
-            assert!(matches!(scan(folder.path()), Err(LogError::Damaged { .. })), "{index}");
+            assert!(matches!(scan(folder.path(), 0), Err(LogError::Damaged { .. })), "{index}");
         }
     }
 

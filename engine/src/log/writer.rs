@@ -14,8 +14,17 @@ const SEGMENT_BYTES: u64 = 64 << 20;
 #[derive(Debug)]
 pub struct LogWriter {
     folder: PathBuf,
-    segment: Option<(PathBuf, File, u64)>,
+    segment: Option<Segment>,
     position: i64,
+}
+
+/// The segment that is appended to.
+#[derive(Debug)]
+struct Segment {
+    path: PathBuf,
+    file: File,
+    bytes: u64,
+    first: i64,
 }
 
 impl LogWriter {
@@ -34,29 +43,32 @@ impl LogWriter {
         self.position
     }
 
-    /// Appends a frame and syncs it; returns its bytes. After an error the log must not be used any more,
+    /// Appends a frame and syncs it; returns its bytes. `drained` is the position up to which the lake has everything. After an error the log must not be used any more,
     /// since nobody knows what the disk holds: the process stops.
     ///
     /// # Errors
     /// [`LogError`].
-    pub fn append(&mut self, frame: &mut Frame, ingested_at: i64) -> Result<u64, LogError> {
+    pub fn append(&mut self, frame: &mut Frame, ingested_at: i64, drained: i64) -> Result<u64, LogError> {
         let bytes = frame.encode(self.position, ingested_at).map_err(|source| LogError::Arrow { path: self.folder.clone(), source })?;
-        let (path, file, length) = match &mut self.segment {
-            Some(segment) if segment.2 < SEGMENT_BYTES => segment,
-            _ => self.open_segment()?,
-        };
-        file.write_all(&bytes).and_then(|()| file.sync_data()).map_err(|error| LogError::io(path, error))?;
-        *length += bytes.len() as u64;
+        // A segment of which the lake has everything is closed, so that it can be unlinked.
+        let roll = |segment: &Segment| segment.bytes >= SEGMENT_BYTES || (segment.first < drained && self.position <= drained);
+        if self.segment.as_ref().is_none_or(roll) {
+            self.segment = Some(self.open_segment()?);
+        }
+        let Some(segment) = &mut self.segment else { return Ok(0) };
+        segment.file.write_all(&bytes).and_then(|()| segment.file.sync_data()).map_err(|error| LogError::io(&segment.path, error))?;
+        segment.bytes += bytes.len() as u64;
         self.position = frame.header.end();
         Ok(bytes.len() as u64)
     }
 
-    fn open_segment(&mut self) -> Result<&mut (PathBuf, File, u64), LogError> {
+    fn open_segment(&self) -> Result<Segment, LogError> {
         let path = self.folder.join(format!("{:020}.log", self.position));
         // A segment of this name can only be an empty one that a crash left.
-        let file = OpenOptions::new().create(true).write(true).truncate(true).open(&path).map_err(|error| LogError::io(&path, error))?;
+        let file =
+            OpenOptions::new().create(true).write(true).truncate(true).open(&path).map_err(|error| LogError::io(&path, error))?;
         sync_folder(&self.folder).map_err(|error| LogError::io(&self.folder, error))?;
-        Ok(self.segment.insert((path, file, 0)))
+        Ok(Segment { path, file, bytes: 0, first: self.position })
     }
 }
 
