@@ -14,7 +14,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use futures::TryStreamExt;
+use futures::StreamExt;
 use object_store::path::Path;
 use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt};
 use ratemill_schemas::files::{FileClaim, FileState};
@@ -73,7 +73,16 @@ impl FileDrop {
     }
 
     async fn scan(&mut self, stop: &CancellationToken) -> Result<(), FileError> {
-        let mut files: Vec<ObjectMeta> = self.store.list(Some(&self.root)).try_collect().await?;
+        let mut files: Vec<ObjectMeta> = Vec::new();
+        let mut listed = self.store.list(Some(&self.root));
+        while let Some(entry) = listed.next().await {
+            match entry {
+                Ok(file) => files.push(file),
+                // A name that cannot be read stands in no other file's way.
+                Err(error) => tracing::warn!(connector = %self.reader.input(), %error, "an entry of the file drop could not be listed"),
+            }
+        }
+        drop(listed);
         files.sort_by(|a, b| a.location.cmp(&b.location));
         for file in files {
             if stop.is_cancelled() {
@@ -83,19 +92,31 @@ impl FileDrop {
             if is_unfinished(&path) {
                 continue;
             }
-            let etag = etag(&file);
-            let claimed = self.claims.get(&path).map(|claims| claims.iter().any(|claim| claim.etag == etag));
-            match claimed {
-                Some(true) => {}
-                Some(false) => self.report_change(&path, &file, etag).await?,
-                None if self.is_settled(&path, &etag) => {
-                    let claim = self.reader.take(self.store.as_ref(), &file, &path).await?;
-                    tracing::info!(connector = %self.reader.input(), path, rows = claim.rows, rejected = claim.rejected, "file taken");
-                    self.seen.remove(&path);
-                    self.claims.entry(path).or_default().push(claim);
+            match self.look_at(&file, path).await {
+                Ok(()) => {}
+                Err(FileError::Stopped) => return Err(FileError::Stopped),
+                Err(error) => {
+                    tracing::warn!(connector = %self.reader.input(), file = %file.location, %error, "a file could not be taken; trying again");
+                    metrics::counter!("ratemill_file_drop_errors_total", "connector" => self.reader.input().to_string()).increment(1);
                 }
-                None => {}
             }
+        }
+        Ok(())
+    }
+
+    async fn look_at(&mut self, file: &ObjectMeta, path: String) -> Result<(), FileError> {
+        let etag = etag(file);
+        let claimed = self.claims.get(&path).map(|claims| claims.iter().any(|claim| claim.etag == etag));
+        match claimed {
+            Some(true) => {}
+            Some(false) => self.report_change(&path, file, etag).await?,
+            None if self.is_settled(&path, &etag) => {
+                let claim = self.reader.take(self.store.as_ref(), file, &path).await?;
+                tracing::info!(connector = %self.reader.input(), path, rows = claim.rows, rejected = claim.rejected, "file taken");
+                self.seen.remove(&path);
+                self.claims.entry(path).or_default().push(claim);
+            }
+            None => {}
         }
         Ok(())
     }
@@ -131,7 +152,7 @@ impl FileDrop {
         let claim = FileClaim {
             connector: self.reader.input().to_string(),
             path: path.to_owned(),
-            etag,
+            etag: etag.clone(),
             size: file.size,
             content_hash,
             state: if touched { FileState::Taken } else { FileState::Changed },
@@ -150,7 +171,7 @@ impl FileDrop {
                     "{path} changed after it was taken (now {} bytes) and was not read again; give the new content a new name",
                     file.size
                 ),
-                raw: Vec::new(),
+                raw: etag.clone().into_bytes(),
             });
             tracing::warn!(connector = %self.reader.input(), path, "a file changed after it was taken; it was not read again");
             self.reader.submit(usage, vec![claim.clone()]).await?;

@@ -99,6 +99,7 @@ pub struct Mapping {
     pub(crate) quantity: Vec<FieldRef>,
     /// Per declared dimension, tried in order.
     pub(crate) dimensions: Vec<Vec<FieldRef>>,
+    dimension_names: Vec<String>,
     pub(crate) identity: Vec<String>,
     times: Times,
 }
@@ -132,6 +133,7 @@ impl Mapping {
                 .iter()
                 .map(|dimension| vec![field(&format!("data.{}", dimension.name)), field(&dimension.name)])
                 .collect(),
+            dimension_names: schema.dimensions().iter().map(|dimension| dimension.name.clone()).collect(),
             identity: Vec::new(),
             times: Times::Rfc3339,
         }
@@ -173,6 +175,7 @@ impl Mapping {
                 .iter()
                 .map(|dimension| vec![config.dimensions.get(&dimension.name).cloned().unwrap_or_else(|| field(&dimension.name))])
                 .collect(),
+            dimension_names: schema.dimensions().iter().map(|dimension| dimension.name.clone()).collect(),
             identity: identity.to_vec(),
             times,
         })
@@ -219,6 +222,30 @@ impl Mapping {
             FieldRef::Field(name) => Some(name.as_str()),
             FieldRef::Constant { .. } => None,
         })
+    }
+
+    /// The fields that feed the column `name`; the field of that name where it is none of usage's columns.
+    pub(crate) fn fields_of<'m>(&'m self, name: &'m str) -> Vec<&'m str> {
+        let references: Vec<&FieldRef> = match name {
+            "source" => vec![&self.source],
+            "id" => self.id.iter().collect(),
+            "meter" => vec![&self.meter],
+            "subject" => vec![&self.subject],
+            "time" => vec![&self.time],
+            "end" => vec![&self.end],
+            "quantity" => self.quantity.iter().collect(),
+            _ => match self.dimension_names.iter().position(|dimension| dimension == name) {
+                Some(index) => self.dimensions[index].iter().collect(),
+                None => return vec![name],
+            },
+        };
+        references
+            .into_iter()
+            .filter_map(|reference| match reference {
+                FieldRef::Field(field) => Some(field.as_str()),
+                FieldRef::Constant { .. } => None,
+            })
+            .collect()
     }
 
     /// Whether a field of this name feeds a column, so that it is no attribute.

@@ -19,7 +19,7 @@ pub use template::{TemplateError, TopicTemplate};
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -76,19 +76,36 @@ impl Mqtt {
     }
 }
 
-/// Doubling pauses between attempts to connect, from 200 ms to 30 s.
-struct Backoff(Duration);
+/// The largest packet of the protocol: a message beyond the record limit is read, rejected and acknowledged, since the
+/// broker would deliver it again and again, or drop it without a word.
+const PACKET_BYTES_MAX: u32 = 268_435_455;
+
+/// Doubling pauses between attempts to connect, from 200 ms to 30 s; short again after ten healthy seconds.
+struct Backoff {
+    pause: Duration,
+    connected_at: Option<Instant>,
+}
+
+impl Default for Backoff {
+    fn default() -> Self {
+        Self { pause: Self::FIRST, connected_at: None }
+    }
+}
 
 impl Backoff {
     const FIRST: Duration = Duration::from_millis(200);
     const LONGEST: Duration = Duration::from_secs(30);
+    const HEALTHY: Duration = Duration::from_secs(10);
 
-    fn reset(&mut self) {
-        self.0 = Self::FIRST;
+    fn connected(&mut self) {
+        self.connected_at = Some(Instant::now());
     }
 
     async fn pause(&mut self) {
-        tokio::time::sleep(self.0).await;
-        self.0 = (self.0 * 2).min(Self::LONGEST);
+        if self.connected_at.take().is_some_and(|since| since.elapsed() >= Self::HEALTHY) {
+            self.pause = Self::FIRST;
+        }
+        tokio::time::sleep(self.pause).await;
+        self.pause = (self.pause * 2).min(Self::LONGEST);
     }
 }

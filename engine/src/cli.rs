@@ -91,7 +91,7 @@ impl From<OpenError> for Failure {
     fn from(error: OpenError) -> Self {
         let code = match &error {
             OpenError::Config(_) | OpenError::Connector(_) => 2,
-            OpenError::Rules(_) => 3,
+            OpenError::Rules(_) | OpenError::Epoch(crate::epoch::EpochError::Version { .. }) => 3,
             OpenError::Lake(LakeError::Held(_)) | OpenError::Log(crate::log::LogError::Locked { .. }) => 5,
             OpenError::Lake(LakeError::Url { .. }) => 2,
             _ => 1,

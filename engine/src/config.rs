@@ -270,10 +270,27 @@ impl Settings {
     /// # Errors
     /// [`ConfigError`] with the line underlined.
     pub fn load(folder: &Path) -> Result<Self, ConfigError> {
+        Self::read(folder, false)
+    }
+
+    /// The same for reading the lake, which needs no connector's secrets: unset variables are empty.
+    ///
+    /// # Errors
+    /// As [`Settings::load`].
+    pub fn load_for_reading(folder: &Path) -> Result<Self, ConfigError> {
+        Self::read(folder, true)
+    }
+
+    fn read(folder: &Path, unset_is_empty: bool) -> Result<Self, ConfigError> {
         let path = folder.join("ratemill.toml");
         let text = std::fs::read_to_string(&path).map_err(|source| ConfigError::Read { path: path.clone(), source })?;
-        let expanded = expand(&text, &path)?;
-        let config: Config = toml::from_str(&expanded).map_err(|error| invalid(&path, &expanded, &error))?;
+        let expanded = expand(&text, &path, unset_is_empty)?;
+        let mut config: Config = toml::from_str(&expanded).map_err(|error| invalid(&path, &expanded, &error))?;
+        for mqtt in &mut config.mqtt {
+            for file in [&mut mqtt.ca_file, &mut mqtt.cert_file, &mut mqtt.key_file].into_iter().flatten() {
+                *file = folder.join(&*file);
+            }
+        }
         Self::check(config, folder).map_err(|message| ConfigError::Invalid { rendered: format!("{}: {message}", path.display()) })
     }
 
@@ -399,14 +416,18 @@ fn parse_bytes(text: &str) -> Result<u64, String> {
 }
 
 /// Replaces `${NAME}` by the environment variable, outside comments.
-fn expand(text: &str, path: &Path) -> Result<String, ConfigError> {
+fn expand(text: &str, path: &Path, unset_is_empty: bool) -> Result<String, ConfigError> {
     let mut expanded = String::with_capacity(text.len());
     for line in text.split_inclusive('\n') {
         let mut rest = line;
         if !line.trim_start().starts_with('#') {
             while let Some((before, after)) = rest.split_once("${") {
                 let Some((name, tail)) = after.split_once('}') else { break };
-                let value = std::env::var(name).map_err(|_| ConfigError::Environment { path: path.to_owned(), name: name.to_owned() })?;
+                let value = match std::env::var(name) {
+                    Ok(value) => value,
+                    Err(_) if unset_is_empty => String::new(),
+                    Err(_) => return Err(ConfigError::Environment { path: path.to_owned(), name: name.to_owned() }),
+                };
                 expanded.push_str(before);
                 // A quote or backslash in a secret must not end the text around it.
                 expanded.push_str(&value.replace('\\', "\\\\").replace('"', "\\\""));

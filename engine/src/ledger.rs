@@ -120,7 +120,7 @@ fn as_charges(published: &RecordBatch, new: &RecordBatch) -> Result<RecordBatch,
     let columns: Vec<ArrayRef> = fields
         .iter()
         .map(|field| match published.column_by_name(field.name()) {
-            Some(column) => arrow::compute::cast(column, field.data_type()),
+            Some(column) => exact_cast(column, field.data_type()),
             None => Ok(arrow::array::new_null_array(field.data_type(), published.num_rows())),
         })
         .collect::<Result<_, _>>()?;
@@ -217,7 +217,7 @@ fn output_column(entries: &[Entry<'_>], name: &str, data_type: &DataType) -> Res
             None => Ok(arrow::array::new_null_array(data_type, 1)),
             Some(column) => {
                 let index = UInt32Array::from(vec![u32::try_from(entry.row).unwrap_or(u32::MAX)]);
-                let value = arrow::compute::cast(&take(column, &index, None)?, data_type)?;
+                let value = exact_cast(&take(column, &index, None)?, data_type)?;
                 let negated = entry.reverses.is_some() && *data_type == DECIMAL && name != "unit_price";
                 Ok(if negated { negate(&value) } else { value })
             }
@@ -226,6 +226,12 @@ fn output_column(entries: &[Entry<'_>], name: &str, data_type: &DataType) -> Res
     let schema = Arc::new(Schema::new(vec![Field::new(name, data_type.clone(), true)]));
     let batches = parts.into_iter().map(|part| RecordBatch::try_new(Arc::clone(&schema), vec![part])).collect::<Result<Vec<_>, _>>()?;
     Ok(Arc::clone(concat_batches(&schema, &batches)?.column(0)))
+}
+
+/// A cast that fails rather than lose a value.
+fn exact_cast(column: &ArrayRef, to: &DataType) -> Result<ArrayRef, ArrowError> {
+    let options = arrow::compute::CastOptions { safe: false, ..Default::default() };
+    arrow::compute::cast_with_options(column, to, &options)
 }
 
 fn negate(value: &ArrayRef) -> ArrayRef {

@@ -19,6 +19,13 @@ use crate::epoch::{EpochError, EpochReport, Epochs, Finalize};
 use crate::lake::{LakeError, Location};
 use crate::pipeline::{OpenError, Pipeline};
 
+/// Time for connectors to finish what is under way.
+const DRAIN: Duration = Duration::from_secs(3);
+/// Time for the last epoch.
+const LAST_EPOCH: Duration = Duration::from_secs(4);
+/// Time for giving the lake up.
+const RELEASE: Duration = Duration::from_secs(2);
+
 /// Runs until `stop`; `listening` is told the address of the HTTP listener, `epoch` every report.
 ///
 /// # Errors
@@ -33,28 +40,33 @@ pub async fn run(
     let connectors = CancellationToken::new();
     let mut tasks: JoinSet<Result<(), String>> = JoinSet::new();
     let ready = Arc::new(AtomicBool::new(false));
-    start_http(&pipeline, metrics, &ready, &connectors, &mut tasks, listening).await?;
     start_mqtt(&pipeline, &connectors, &mut tasks)?;
     start_files(&pipeline, &connectors, &mut tasks)?;
+    // Last, since the address is told: whoever reads it may send.
+    start_http(&pipeline, metrics, &ready, &connectors, &mut tasks, listening).await?;
     ready.store(true, Ordering::Release);
     let interval = Duration::from_micros(pipeline.settings.epoch_interval.unsigned_abs());
     let outcome =
         epochs(&mut pipeline.epochs, &pipeline.progress, interval, pipeline.settings.epoch_bytes, &stop, &mut tasks, &mut epoch).await;
     ready.store(false, Ordering::Release);
     connectors.cancel();
-    let drained = tokio::time::timeout(Duration::from_secs(8), async { while tasks.join_next().await.is_some() {} }).await;
+    let drained = tokio::time::timeout(DRAIN, async { while tasks.join_next().await.is_some() {} }).await;
     if drained.is_err() {
-        tracing::warn!("connectors did not finish within 8 seconds; what they had not acknowledged will be sent again");
+        tracing::warn!("connectors did not finish in time; what they had not acknowledged will be sent again");
         tasks.abort_all();
-        while tasks.join_next().await.is_some() {}
     }
     if outcome.is_ok() {
-        // What was accepted up to now goes into the lake, so that it is drained.
-        for report in pipeline.epochs.run(Finalize::Live).await? {
-            epoch(&report);
+        // What was accepted up to now goes into the lake, so that it is drained; else the log keeps it.
+        match tokio::time::timeout(LAST_EPOCH, pipeline.epochs.run(Finalize::Live)).await {
+            Ok(Ok(reports)) => reports.iter().for_each(&mut epoch),
+            Ok(Err(error)) => tracing::error!(%error, "the last epoch failed; the usage log keeps what is not in the lake"),
+            Err(_) => tracing::error!("the lake did not answer in time; the usage log keeps what is not in it"),
         }
     }
-    pipeline.close().await?;
+    match tokio::time::timeout(RELEASE, pipeline.close()).await {
+        Ok(closed) => closed?,
+        Err(_) => tracing::warn!("the lake could not be released; its lease runs out by itself"),
+    }
     outcome
 }
 
@@ -84,7 +96,12 @@ async fn epochs(
                 }
             }
         }
-        match epochs.run(Finalize::Live).await {
+        // An epoch that is dropped half-way is finished by its manifest, now or at the next start.
+        let outcome = tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            outcome = epochs.run(Finalize::Live) => outcome,
+        };
+        match outcome {
             Ok(reports) => {
                 reports.iter().for_each(&mut *report);
                 pause = interval;

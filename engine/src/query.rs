@@ -57,7 +57,7 @@ impl Reader {
     /// # Errors
     /// [`QueryError`].
     pub async fn open(folder: &Path) -> Result<Self, QueryError> {
-        let settings = Settings::load(folder)?;
+        let settings = Settings::load_for_reading(folder)?;
         let lake = Lake::open(&settings.config.lake.url, folder)?;
         let completion = latest_completion(&lake).await?.ok_or_else(|| QueryError::Empty(lake.url().to_string()))?;
         let context = session(&settings)?;

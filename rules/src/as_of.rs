@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 
 use sqlparser::ast::{
     BinaryOperator, Expr, Ident, Join, JoinConstraint, JoinOperator, LimitClause, ObjectName, Query, Select, SelectItem, SetExpr, Spanned,
-    TableFactor, TableVersion, TableWithJoins, UnaryOperator, Value, VisitMut, VisitorMut,
+    TableFactor, TableVersion, TableWithJoins, UnaryOperator, Value, VisitMut, VisitorMut, With,
 };
 
 use crate::diagnostics::{Diagnostic, Diagnostics, Place};
@@ -27,8 +27,16 @@ pub(crate) struct Rewritten {
     pub(crate) tables: Vec<String>,
 }
 
-pub(crate) fn rewrite(query: &mut Query, reference: &ReferenceData, file: &str, text: &str, diagnostics: &mut Diagnostics) -> Rewritten {
-    let mut rewriter = Rewriter { reference, file, text, diagnostics, found: Rewritten::default() };
+pub(crate) fn rewrite(
+    query: &mut Query,
+    reference: &ReferenceData,
+    fan_out_allowed: bool,
+    file: &str,
+    text: &str,
+    diagnostics: &mut Diagnostics,
+) -> Rewritten {
+    let with = query.with.clone();
+    let mut rewriter = Rewriter { reference, file, text, diagnostics, found: Rewritten::default(), with, subqueries: 0, fan_out_allowed };
     let _ = VisitMut::visit(query, &mut rewriter);
     rewriter.found
 }
@@ -39,6 +47,19 @@ struct Rewriter<'a> {
     text: &'a str,
     diagnostics: &'a mut Diagnostics,
     found: Rewritten,
+    /// The CTEs of the whole query, which checks need, too.
+    with: Option<With>,
+    /// How many EXISTS, IN or scalar subqueries are around.
+    subqueries: usize,
+    fan_out_allowed: bool,
+}
+
+/// A join to a reference table by AS OF on its whole key meets at most one row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Validity {
+    None,
+    AsOf,
+    Predicate,
 }
 
 impl Rewriter<'_> {
@@ -46,15 +67,29 @@ impl Rewriter<'_> {
         self.diagnostics.push(Diagnostic::error(code, self.file, self.text, place, message));
     }
 
-    fn from_item(&mut self, item: &mut TableWithJoins, selection: &mut Option<Expr>) {
-        if let Some(predicate) = self.factor(&mut item.relation, None) {
-            and(selection, predicate);
+    /// Takes the versions off one FROM item; returns how each joined table is restricted in time.
+    fn from_item(&mut self, item: &mut TableWithJoins, selection: &mut Option<Expr>) -> Vec<Validity> {
+        let inner_only = item.joins.iter().all(|join| {
+            matches!(join.join_operator, JoinOperator::Join(_) | JoinOperator::Inner(_) | JoinOperator::CrossJoin(_))
+        });
+        let place = Place::of(item.relation.span());
+        let (predicate, _) = self.factor(&mut item.relation, selection.as_ref());
+        if let Some(predicate) = predicate {
+            if inner_only {
+                and(selection, predicate);
+            } else {
+                self.error("as-of", place, "FOR SYSTEM_TIME AS OF on the first table of an outer join would drop rows; begin with the other table, or write the times into ON");
+            }
         }
+        let mut validities = Vec::new();
         for join in &mut item.joins {
-            let predicate = {
-                let constraint = constraint_of(join);
-                self.factor(&mut join.relation, constraint.as_ref())
+            let on = constraint_of(join);
+            let conditions = match (on, selection.as_ref()) {
+                (Some(on), Some(selection)) => Some(conjunction(on, selection.clone())),
+                (on, selection) => on.or_else(|| selection.cloned()),
             };
+            let (predicate, validity) = self.factor(&mut join.relation, conditions.as_ref());
+            validities.push(validity);
             let Some(predicate) = predicate else { continue };
             match &mut join.join_operator {
                 JoinOperator::Join(constraint)
@@ -73,35 +108,43 @@ impl Rewriter<'_> {
                 _ => self.error("as-of", None, "FOR SYSTEM_TIME AS OF is for inner, left, semi and anti joins"),
             }
         }
+        validities
     }
 
-    /// Takes the version off a table and returns the predicate that it stands for.
-    fn factor(&mut self, factor: &mut TableFactor, on: Option<&Expr>) -> Option<Expr> {
+    /// Takes the version off a table and returns the predicate that it stands for; `conditions` are those that restrict
+    /// the table already.
+    fn factor(&mut self, factor: &mut TableFactor, conditions: Option<&Expr>) -> (Option<Expr>, Validity) {
         let place = Place::of(factor.span());
-        let TableFactor::Table { name, alias, version, .. } = factor else { return None };
-        let table = single_name(name)?;
+        let TableFactor::Table { name, alias, version, .. } = factor else { return (None, Validity::None) };
+        let Some(table) = single_name(name) else { return (None, Validity::None) };
         let alias = alias.as_ref().map_or_else(|| Ident::new(table.clone()), |alias| alias.name.clone());
         let has_validity = self.reference.table(&table).is_some_and(|table| table.has_validity());
         match version.take() {
+            None if !has_validity => (None, Validity::None),
             None => {
-                let named = |expr: &Expr| mentions(expr, &alias, "valid_from");
-                if has_validity && !on.is_some_and(named) && !text_mentions(self.text, &alias) {
+                let named = |column: &str| conditions.is_some_and(|expr| mentions(expr, &alias, column));
+                if !named("valid_from") || !named("valid_to") {
                     let message = format!("`{table}` has a validity, but the join says no time");
                     let help = format!(
                         "write `{table} FOR SYSTEM_TIME AS OF u.time AS {alias}`, or a predicate such as {alias}.valid_from < w.window_end AND ({alias}.valid_to IS NULL OR {alias}.valid_to > w.window_start)"
                     );
                     self.diagnostics.push(Diagnostic::error("as-of-missing", self.file, self.text, place, message).help(help));
                 }
-                None
+                (None, Validity::Predicate)
             }
-            Some(TableVersion::ForSystemTimeAsOf(instant)) if has_validity => Some(valid_at(&alias, instant)),
+            Some(TableVersion::ForSystemTimeAsOf(instant)) if has_validity => {
+                if mentions_table(&instant, &alias) {
+                    self.error("as-of", place, format!("the instant of `{table}` is a column of `{table}` itself; name a time of another table"));
+                }
+                (Some(valid_at(&alias, instant)), Validity::AsOf)
+            }
             Some(TableVersion::ForSystemTimeAsOf(_)) => {
                 self.error("as-of", place, format!("`{table}` has no valid_from and valid_to, so it is the same at every time"));
-                None
+                (None, Validity::None)
             }
             Some(_) => {
                 self.error("as-of", place, "only FOR SYSTEM_TIME AS OF is read");
-                None
+                (None, Validity::None)
             }
         }
     }
@@ -123,40 +166,69 @@ impl Rewriter<'_> {
                 {
                     self.error("unsupported", place, "table hints, samples and partitions are not allowed in rules");
                 }
-                if let Some(name) = single_name(name) {
-                    self.found.tables.push(name);
-                } else {
+                if single_name(name).is_none() {
                     self.error("table-name", place, "a table is named by one word");
                 }
             }
-            TableFactor::Derived { .. } | TableFactor::NestedJoin { .. } => {}
+            TableFactor::Derived { .. } => {}
+            TableFactor::NestedJoin { .. } => self.error("unsupported", place, "write the joins without parentheses around them"),
             _ => self.error("unsupported", place, "this kind of FROM item is not allowed in rules"),
         }
     }
 
-    /// The checks of joins between usage and reference tables whose keys do not make them unique.
-    fn fan_out_checks(&mut self, select: &Select) {
-        for item in &select.from {
-            let Some(usage) = usage_alias(&item.relation) else { continue };
-            for join in &item.joins {
-                let TableFactor::Table { name, alias, .. } = &join.relation else { continue };
-                let Some(table) = single_name(name) else { continue };
-                let Some(reference) = self.reference.table(&table) else { continue };
-                let alias = alias.as_ref().map_or_else(|| Ident::new(table.clone()), |alias| alias.name.clone());
-                let unique = constraint_of(join)
-                    .is_some_and(|on| !reference.key().is_empty() && reference.key().iter().all(|column| equates(&on, &alias, column)));
-                if unique {
-                    continue;
-                }
-                if matches!(
-                    join.join_operator,
-                    JoinOperator::Semi(_) | JoinOperator::LeftSemi(_) | JoinOperator::Anti(_) | JoinOperator::LeftAnti(_)
-                ) {
-                    continue;
-                }
-                self.found.fan_out.push(FanOutCheck { query: Box::new(several_matches(select, &usage)), table });
-            }
+    /// Sees to it that no usage row is charged several times: joins whose keys make them unique need nothing, others
+    /// are checked at run time, and what cannot be checked is refused.
+    fn fan_out_checks(&mut self, select: &Select, validities: &[Vec<Validity>]) {
+        let relations: Vec<&TableFactor> =
+            select.from.iter().flat_map(|item| std::iter::once(&item.relation).chain(item.joins.iter().map(|join| &join.relation))).collect();
+        let is_single_row = |factor: &TableFactor| matches!(factor, TableFactor::Table { name, .. } if single_name(name).as_deref() == Some("billing_window"));
+        let others = relations.iter().filter(|factor| usage_alias(factor).is_none() && !is_single_row(factor)).count();
+        let usages: Vec<Ident> = relations.iter().filter_map(|factor| usage_alias(factor)).collect();
+        let opaque = relations.iter().any(|factor| match factor {
+            TableFactor::Table { name, .. } => single_name(name).is_some_and(|name| {
+                name != "usage" && name != "billing_window" && self.reference.table(&name).is_none()
+            }),
+            _ => true,
+        });
+        if self.fan_out_allowed || (usages.is_empty() && !opaque) || usages.len() + others < 2 {
+            return;
         }
+        let [usage] = usages.as_slice() else {
+            let what = if usages.is_empty() { "a subquery or CTE is joined" } else { "usage is joined with itself" };
+            let message = format!("{what}, so that it cannot be checked whether usage is charged several times");
+            let help = "join usage with reference tables in one SELECT; or, if it is right as it is, say so with fan_out = 'allowed'";
+            self.diagnostics.push(Diagnostic::error("fan-out", self.file, self.text, Place::of(select.span()), message).help(help));
+            return;
+        };
+        if opaque || self.subqueries > 0 {
+            let message = "usage is joined with a subquery or inside one, so that it cannot be checked whether it is charged several times";
+            let help = "join usage with reference tables in the outer SELECT; or, if it is right as it is, say so with fan_out = 'allowed'";
+            self.diagnostics.push(Diagnostic::error("fan-out", self.file, self.text, Place::of(select.span()), message).help(help));
+            return;
+        }
+        let unique = select.from.iter().zip(validities).all(|(item, validities)| {
+            (usage_alias(&item.relation).is_some() || is_single_row(&item.relation))
+                && item.joins.iter().zip(validities).all(|(join, validity)| is_single_row(&join.relation) || self.is_unique(join, *validity))
+        });
+        if !unique {
+            let table = relations.iter().find_map(|factor| match factor {
+                TableFactor::Table { name, .. } => single_name(name).filter(|name| name != "usage" && name != "billing_window"),
+                _ => None,
+            });
+            let query = Box::new(several_matches(select, usage, self.with.clone()));
+            self.found.fan_out.push(FanOutCheck { query, table: table.unwrap_or_default() });
+        }
+    }
+
+    /// Whether a join meets at most one row of its reference table: its whole key is given, and the time where it has one.
+    fn is_unique(&self, join: &Join, validity: Validity) -> bool {
+        let TableFactor::Table { name, alias, .. } = &join.relation else { return false };
+        let Some(table) = single_name(name) else { return false };
+        let Some(reference) = self.reference.table(&table) else { return false };
+        let alias = alias.as_ref().map_or_else(|| Ident::new(table.clone()), |alias| alias.name.clone());
+        validity != Validity::Predicate
+            && !reference.key().is_empty()
+            && constraint_of(join).is_some_and(|on| reference.key().iter().all(|column| equates(&on, &alias, column)))
     }
 }
 
@@ -174,16 +246,50 @@ impl VisitorMut for Rewriter<'_> {
         }
         let mut selection = select.selection.take();
         let mut from = std::mem::take(&mut select.from);
+        let mut validities = Vec::new();
         for item in &mut from {
             self.refuse_ignored(&item.relation);
             for join in &item.joins {
                 self.refuse_ignored(&join.relation);
             }
-            self.from_item(item, &mut selection);
+            validities.push(self.from_item(item, &mut selection));
         }
         select.from = from;
         select.selection = selection;
-        self.fan_out_checks(select);
+        self.fan_out_checks(select, &validities);
+        ControlFlow::Continue(())
+    }
+
+    fn pre_visit_table_factor(&mut self, factor: &mut TableFactor) -> ControlFlow<()> {
+        if let TableFactor::Table { name, version, .. } = factor {
+            self.found.tables.extend(single_name(name));
+            if version.is_some() {
+                let place = Place::of(name.span());
+                self.error("as-of", place, "FOR SYSTEM_TIME AS OF is not read here; join the table in FROM, without parentheses");
+            }
+        }
+        ControlFlow::Continue(())
+    }
+
+    fn pre_visit_expr(&mut self, expr: &mut Expr) -> ControlFlow<()> {
+        if matches!(expr, Expr::Exists { .. } | Expr::InSubquery { .. } | Expr::Subquery(_)) {
+            self.subqueries += 1;
+        }
+        let place = Place::of(expr.span());
+        match expr {
+            Expr::BinaryOp {
+                op: BinaryOperator::BitwiseXor | BinaryOperator::BitwiseAnd | BinaryOperator::BitwiseOr | BinaryOperator::PGBitwiseXor | BinaryOperator::PGExp,
+                ..
+            } => self.error("operator", place, "the operators ^ & | # are not for money (^ is no power); write the product out"),
+            Expr::Value(value) => {
+                if let Value::Number(text, _) = &value.value
+                    && let Err(error) = ratemill_schemas::Decimal::parse(text.as_bytes())
+                {
+                    self.error("number", place, format!("`{text}` {error}"));
+                }
+            }
+            _ => {}
+        }
         ControlFlow::Continue(())
     }
 
@@ -201,6 +307,9 @@ impl VisitorMut for Rewriter<'_> {
     }
 
     fn post_visit_expr(&mut self, expr: &mut Expr) -> ControlFlow<()> {
+        if matches!(expr, Expr::Exists { .. } | Expr::InSubquery { .. } | Expr::Subquery(_)) {
+            self.subqueries -= 1;
+        }
         // The planner's negation wraps at the smallest number; a difference is checked.
         if let Expr::UnaryOp { op: UnaryOperator::Minus, expr: inner } = expr
             && !matches!(**inner, Expr::Value(_))
@@ -290,9 +399,14 @@ fn is_column(expr: &Expr, alias: &Ident, column: &str) -> bool {
     }
 }
 
-/// Whether the WHERE clause, which this table's join does not see, names its validity.
-fn text_mentions(text: &str, alias: &Ident) -> bool {
-    text.to_lowercase().contains(&format!("{}.valid_from", alias.value.to_lowercase()))
+/// Whether the expression names any column of `alias`.
+fn mentions_table(expr: &Expr, alias: &Ident) -> bool {
+    let mut found = false;
+    let _: ControlFlow<()> = sqlparser::ast::visit_expressions(expr, |expr| {
+        found |= matches!(expr, Expr::CompoundIdentifier(parts) if parts.first().is_some_and(|table| table.value.eq_ignore_ascii_case(&alias.value)));
+        ControlFlow::Continue(())
+    });
+    found
 }
 
 /// Whether one of the conditions joined by AND is `alias.column = something else`.
@@ -301,7 +415,7 @@ fn equates(expr: &Expr, alias: &Ident, column: &str) -> bool {
         Expr::Nested(inner) => equates(inner, alias, column),
         Expr::BinaryOp { left, op: BinaryOperator::And, right } => equates(left, alias, column) || equates(right, alias, column),
         Expr::BinaryOp { left, op: BinaryOperator::Eq, right } => {
-            let of_other = |expr: &Expr| !mentions(expr, alias, column);
+            let of_other = |expr: &Expr| !mentions_table(expr, alias);
             (is_column(left, alias, column) && of_other(right)) || (is_column(right, alias, column) && of_other(left))
         }
         _ => false,
@@ -309,9 +423,11 @@ fn equates(expr: &Expr, alias: &Ident, column: &str) -> bool {
 }
 
 /// `SELECT u.source, u.id FROM … WHERE … GROUP BY u.source, u.id HAVING count(*) > 1 LIMIT 1`.
-fn several_matches(select: &Select, usage: &Ident) -> Query {
+fn several_matches(select: &Select, usage: &Ident, with: Option<With>) -> Query {
     let column = |name: &str| Expr::CompoundIdentifier(vec![usage.clone(), Ident::new(name)]);
     let mut check = select.clone();
+    // An outer join keeps rows without usage.
+    and(&mut check.selection, Expr::IsNotNull(Box::new(column("id"))));
     check.distinct = None;
     check.projection = vec![SelectItem::UnnamedExpr(column("source")), SelectItem::UnnamedExpr(column("id"))];
     check.group_by = sqlparser::ast::GroupByExpr::Expressions(vec![column("source"), column("id")], Vec::new());
@@ -319,7 +435,7 @@ fn several_matches(select: &Select, usage: &Ident) -> Query {
     check.qualify = None;
     check.named_window = Vec::new();
     Query {
-        with: None,
+        with,
         body: Box::new(SetExpr::Select(Box::new(check))),
         order_by: None,
         limit_clause: Some(LimitClause::LimitOffset {

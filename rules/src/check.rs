@@ -34,6 +34,7 @@ pub(crate) fn window_schema() -> Arc<Schema> {
 /// Plans the query against empty tables and looks at what it would do.
 pub(crate) async fn output(
     query: &Query,
+    usage_scans: usize,
     reference: &ReferenceData,
     usage: &UsageSchema,
     file: &str,
@@ -58,6 +59,11 @@ pub(crate) async fn output(
     };
     let before = checker.diagnostics.0.len();
     checker.expressions(&plan);
+    // Coercion adds casts of its own.
+    let state = context.state();
+    if let Ok(analyzed) = state.analyzer().execute_and_check(plan.clone(), state.config_options(), |_, _| {}) {
+        checker.casts(&analyzed);
+    }
     match context.state().optimize(&plan) {
         Ok(optimized) => checker.floats(&optimized),
         Err(error) => checker.plan_error(&error),
@@ -69,7 +75,7 @@ pub(crate) async fn output(
         .map(|field| OutputColumn { name: field.name().clone(), data_type: field.data_type().clone() })
         .collect();
     checker.columns(&output);
-    (checker.diagnostics.0.len() == before).then(|| Checked { output, meters: meters(query) })
+    (checker.diagnostics.0.len() == before).then(|| Checked { output, meters: meters(query, usage_scans) })
 }
 
 fn empty_session(reference: &ReferenceData, usage: &UsageSchema) -> Result<SessionContext, DataFusionError> {
@@ -103,8 +109,8 @@ pub(crate) fn across(rules: &[Rule], diagnostics: &mut Diagnostics) {
                 }
             }
             for column in rule.further_columns() {
-                if let Some(known) = other.further_columns().find(|known| known.name == column.name)
-                    && known.data_type != column.data_type
+                if let Some(known) = other.further_columns().find(|known| known.name.eq_ignore_ascii_case(&column.name))
+                    && (known.name != column.name || crate::evaluate::stored_type(&known.data_type) != crate::evaluate::stored_type(&column.data_type))
                 {
                     let message = format!(
                         "column `{}` has type {} here and {} in {}; the ledger has one type for it",
@@ -238,6 +244,33 @@ impl Checker<'_> {
         }
     }
 
+    /// Casts that the planner adds for comparisons and arguments.
+    fn casts(&mut self, plan: &LogicalPlan) {
+        let mut found = None;
+        let walked = plan.apply_with_subqueries(|node| {
+            let schema = merge_schema(&node.inputs());
+            node.apply_expressions(|root| {
+                root.apply(|expr| {
+                    if let PlanExpr::Cast(cast) = expr
+                        && found.is_none()
+                    {
+                        let from = cast.expr.get_type(&schema).unwrap_or(DataType::Null);
+                        found = lossy(&from, cast.field.data_type());
+                    }
+                    Ok(TreeNodeRecursion::Continue)
+                })
+            })
+        });
+        if let Err(error) = walked {
+            self.plan_error(&error);
+        }
+        if let Some(message) = found
+            && !self.diagnostics.0.iter().any(|known| known.code == "lossy-cast" && known.file == self.file)
+        {
+            self.push("lossy-cast", self.find_cast(), message, "use parse_decimal(text) or round(number, places)");
+        }
+    }
+
     fn find_cast(&self) -> Option<Place> {
         let mut found = None;
         let _: ControlFlow<()> = visit_expressions(self.query, |expr| {
@@ -316,7 +349,7 @@ impl Checker<'_> {
                 "amount" | "quantity" | "unit_price" if !number => {
                     self.push("column-type", place, format!("`{}` is {data_type}; it must be an exact number", column.name), "");
                 }
-                name if !own.contains(&name) && reserved.iter().any(|known| known == name) => {
+                name if !own.contains(&name) && reserved.iter().any(|known| known.eq_ignore_ascii_case(name)) => {
                     self.push("column-reserved", place, format!("`{name}` is a column that Ratemill fills in; call it something else"), "");
                 }
                 name if !own.contains(&name) && !can_be_stored(data_type) => {
@@ -329,7 +362,7 @@ impl Checker<'_> {
                 }
                 _ => {}
             }
-            if output[..index].iter().any(|other| other.name == column.name) {
+            if output[..index].iter().any(|other| other.name.eq_ignore_ascii_case(&column.name)) {
                 self.push("column-twice", place, format!("`{}` is returned twice", column.name), "");
             }
         }
@@ -360,6 +393,7 @@ fn lossy(from: &DataType, to: &DataType) -> Option<String> {
         (DataType::Decimal128(_, from), DataType::Decimal128(_, to)) if to < from => {
             Some(format!("a cast from {from} to {to} places rounds without a word"))
         }
+        (_, DataType::Decimal256(..)) => Some("DECIMAL has at most 38 digits".to_owned()),
         (DataType::Decimal128(..), to) if to.is_integer() => Some("a cast of a decimal to a whole number drops its fraction".to_owned()),
         _ => None,
     }
@@ -377,24 +411,26 @@ fn has_float(data_type: &DataType) -> bool {
 }
 
 /// The meters that the WHERE clause asks for, when every row must have one of them.
-fn meters(query: &Query) -> Option<Vec<String>> {
+fn meters(query: &Query, usage_scans: usize) -> Option<Vec<String>> {
     let SetExpr::Select(select) = query.body.as_ref() else { return None };
     // Another scan of usage (a subquery, a second FROM item) could ask for other meters.
-    let mut scans = 0;
-    let _: ControlFlow<()> = sqlparser::ast::visit_relations(query, |relation| {
-        scans += usize::from(relation.to_string().eq_ignore_ascii_case("usage"));
-        ControlFlow::Continue(())
-    });
-    if scans != 1 || !select.from.iter().any(|item| matches!(&item.relation, sqlparser::ast::TableFactor::Table { name, .. } if name.to_string().eq_ignore_ascii_case("usage"))) {
+    if usage_scans != 1 {
         return None;
     }
-    meters_of(select.selection.as_ref()?)
+    let usage = select.from.iter().find_map(|item| match &item.relation {
+        sqlparser::ast::TableFactor::Table { name, alias, .. } if name.to_string().trim_matches('"') == "usage" => {
+            Some(alias.as_ref().map_or_else(|| "usage".to_owned(), |alias| alias.name.value.clone()))
+        }
+        _ => None,
+    })?;
+    meters_of(select.selection.as_ref()?, &usage)
 }
 
-fn meters_of(expr: &Expr) -> Option<Vec<String>> {
+fn meters_of(expr: &Expr, usage: &str) -> Option<Vec<String>> {
     let is_meter = |expr: &Expr| match expr {
-        Expr::Identifier(ident) => ident.value.eq_ignore_ascii_case("meter"),
-        Expr::CompoundIdentifier(parts) => parts.last().is_some_and(|ident| ident.value.eq_ignore_ascii_case("meter")),
+        Expr::CompoundIdentifier(parts) => {
+            matches!(parts.as_slice(), [table, column] if table.value.eq_ignore_ascii_case(usage) && column.value.eq_ignore_ascii_case("meter"))
+        }
         _ => false,
     };
     let text = |expr: &Expr| match expr {
@@ -405,8 +441,8 @@ fn meters_of(expr: &Expr) -> Option<Vec<String>> {
         _ => None,
     };
     match expr {
-        Expr::Nested(inner) => meters_of(inner),
-        Expr::BinaryOp { left, op: BinaryOperator::And, right } => meters_of(left).or_else(|| meters_of(right)),
+        Expr::Nested(inner) => meters_of(inner, usage),
+        Expr::BinaryOp { left, op: BinaryOperator::And, right } => meters_of(left, usage).or_else(|| meters_of(right, usage)),
         Expr::BinaryOp { left, op: BinaryOperator::Eq, right } if is_meter(left) => text(right).map(|meter| vec![meter]),
         Expr::BinaryOp { left, op: BinaryOperator::Eq, right } if is_meter(right) => text(left).map(|meter| vec![meter]),
         Expr::InList { expr, list, negated: false } if is_meter(expr) => list.iter().map(text).collect(),

@@ -19,7 +19,7 @@ pub use tiers::{tiers_field, tiers_type};
 pub const FUNCTIONS_VERSION: &str = "1";
 
 /// DataFusion's scalar functions that are exact and depend on nothing but their arguments.
-const SCALARS: [&str; 34] = [
+const SCALARS: [&str; 31] = [
     "abs",
     "arrow_typeof",
     "btrim",
@@ -35,17 +35,17 @@ const SCALARS: [&str; 34] = [
     "least",
     "left",
     "lower",
-    "lpad",
+    
     "ltrim",
     "map_extract",
     "nullif",
     "nvl",
     "octet_length",
-    "repeat",
+    
     "replace",
     "reverse",
     "right",
-    "rpad",
+    
     "rtrim",
     "split_part",
     "starts_with",

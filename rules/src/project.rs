@@ -69,8 +69,14 @@ impl RuleProject {
         for (file, text) in files {
             let Some(parsed) = statement::parse(&file, &text, &mut diagnostics) else { continue };
             let mut query = parsed.query;
-            let rewritten = as_of::rewrite(&mut query, &reference, &file, &text, &mut diagnostics);
-            let checked = check::output(&query, &reference, &usage, &file, &text, &mut diagnostics).await;
+            let rewritten = as_of::rewrite(&mut query, &reference, parsed.options.fan_out_allowed, &file, &text, &mut diagnostics);
+            let scans = rewritten.tables.iter().filter(|table| *table == "usage").count();
+            let from = parsed.options.effective_from;
+            if parsed.options.window.window_of(from).is_ok_and(|window| window.start != from) {
+                let message = "effective_from lies inside a window; that window is not rated";
+                diagnostics.push(Diagnostic::error("effective-from", &file, &text, None, message).warning());
+            }
+            let checked = check::output(&query, scans, &reference, &usage, &file, &text, &mut diagnostics).await;
             let Some(checked) = checked else { continue };
             rules.push(Rule {
                 name: parsed.name,

@@ -196,6 +196,11 @@ impl ReferenceData {
         let mut hash = Sha256::new();
         let mut tables = BTreeMap::new();
         for (name, declaration, csv) in files {
+            if let Some(message) = wrong_name(&name) {
+                diagnostics.push(Diagnostic::error("reference", &format!("{shown}/reference/{name}.csv"), "", None, message));
+                continue;
+            }
+            let csv = csv.replace("\r\n", "\n");
             for part in [&name, &declaration, &csv] {
                 hash.update((part.len() as u64).to_le_bytes());
                 hash.update(part.as_bytes());
@@ -280,6 +285,10 @@ impl Loader<'_> {
                     return None;
                 }
             };
+            if nullable && matches!(name.as_str(), "unit_price" | "flat_fee") {
+                self.toml_error(None, format!("`{name}` of a tier cannot be empty; write 0 and declare it without `?`"));
+                return None;
+            }
             columns.push(Column { name: name.clone(), kind, nullable });
         }
         for key in &declaration.key {
@@ -518,6 +527,16 @@ fn tiers_array(groups: &[Vec<[Cell; 3]>]) -> ArrayRef {
         builder.append(true);
     }
     Arc::new(builder.finish())
+}
+
+/// Why a table cannot have this name.
+fn wrong_name(name: &str) -> Option<String> {
+    const TAKEN: [&str; 8] = ["usage", "billing_window", "opening", "charges", "rejected", "files", "invoice_lines", "invoice_totals"];
+    if TAKEN.contains(&name) {
+        return Some(format!("`{name}` is a table of Ratemill's own; call the file something else"));
+    }
+    let sound = name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_') && !name.starts_with(|c: char| c.is_ascii_digit());
+    (!sound).then(|| format!("`{name}` cannot be a table name; use lower-case letters, digits and _"))
 }
 
 fn place_of_byte(text: &str, offset: usize) -> Place {

@@ -55,41 +55,29 @@ pub fn chunk(
     let raw = RawRecords::Slices { body: Arc::from(body), ranges: Vec::with_capacity(capacity) };
     let positions = Positions::Line { path: Arc::clone(path), lines: Vec::with_capacity(capacity) };
     let mut collector = Collector::new(context, mapping, positions, raw, capacity);
-    let mut reader = csv::ReaderBuilder::new().has_headers(false).delimiter(header.delimiter).flexible(true).from_reader(body);
     let mut record = csv::ByteRecord::new();
-    loop {
-        let start = usize::try_from(reader.position().byte()).unwrap_or(usize::MAX);
-        match reader.read_byte_record(&mut record) {
-            Ok(false) => break,
-            Ok(true) => {
-                let from = record.position().map_or(start, |position| usize::try_from(position.byte()).unwrap_or(start));
-                let line = first_line + record.position().map_or(0, |position| position.line() - 1);
-                let end = usize::try_from(reader.position().byte()).unwrap_or(body.len());
-                let bytes = body.get(from..end).unwrap_or_default().trim_ascii();
-                if bytes.is_empty() {
-                    continue;
-                }
-                let range = u32::try_from(from).ok().zip(u32::try_from(from + bytes.len()).ok());
-                let fields = fields(context, header, &record, bytes);
-                if !collector.record(&fields, Place::Line(line), bytes, range)
+    let mut line = first_line;
+    for row in (Rows { bytes: body, delimiter: header.delimiter, at: 0 }) {
+        let bytes = &body[row.start..row.end];
+        let trimmed = bytes.trim_ascii();
+        let breaks = bytes.iter().filter(|byte| **byte == b'\n').count() as u64;
+        if !trimmed.is_empty() {
+            if row.sound {
+                let range = u32::try_from(row.start).ok().zip(u32::try_from(row.start + trimmed.len()).ok());
+                split(bytes, header.delimiter, &mut record);
+                let fields = fields(context, header, &record, trimmed);
+                if !collector.record(&fields, Place::Line(line), trimmed, range)
                     && let Ok(fields) = &fields
                 {
                     // With the names of the columns, so that the row can be replayed without its file.
                     collector.set_last_raw(fields.to_json().into_bytes());
                 }
-            }
-            Err(error) => {
-                collector.reject(
-                    None,
-                    None,
-                    Place::Line(first_line),
-                    Reason::CsvMalformed,
-                    error.to_string(),
-                    &body[start.min(body.len())..],
-                );
-                break;
+            } else {
+                let message = "a quote is open at the end, or text follows a closing quote".to_owned();
+                collector.reject(None, None, Place::Line(line), Reason::CsvMalformed, message, trimmed);
             }
         }
+        line += breaks;
     }
     collector.finish()
 }
@@ -115,25 +103,116 @@ fn fields<'a>(
     Ok(fields)
 }
 
-/// The length of the whole rows at the beginning of `bytes`: up to the last line break that ends a row.
+/// One row of a chunk.
+struct Row {
+    start: usize,
+    end: usize,
+    /// Its quotes are as RFC 4180 says.
+    sound: bool,
+}
+
+/// The rows of a chunk. A row whose quotes are wrong ends with its line, so that it takes no other with it.
+struct Rows<'a> {
+    bytes: &'a [u8],
+    delimiter: u8,
+    at: usize,
+}
+
+impl Iterator for Rows<'_> {
+    type Item = Row;
+
+    fn next(&mut self) -> Option<Row> {
+        let start = self.at;
+        if start >= self.bytes.len() {
+            return None;
+        }
+        let rest = &self.bytes[start..];
+        let (end, sound) = match row_end(rest, self.delimiter) {
+            Some(end) => (end, true),
+            None => (rest.iter().position(|byte| *byte == b'\n').map_or(rest.len(), |index| index + 1), false),
+        };
+        self.at = start + end;
+        Some(Row { start, end: start + end, sound })
+    }
+}
+
+/// Where the first row ends, its line break included; `None` where its quotes are wrong or never closed.
 ///
 /// A quote opens a quoted field only at the beginning of a field, as in RFC 4180; elsewhere it is a character.
+fn row_end(bytes: &[u8], delimiter: u8) -> Option<usize> {
+    let mut index = 0;
+    loop {
+        // At the beginning of a field.
+        if bytes.get(index) == Some(&b'"') {
+            index += 1;
+            loop {
+                index += bytes.get(index..)?.iter().position(|byte| *byte == b'"')? + 1;
+                if bytes.get(index) != Some(&b'"') {
+                    break;
+                }
+                index += 1;
+            }
+            match bytes.get(index) {
+                None => return Some(index),
+                Some(b'\r') if bytes.get(index + 1).is_none_or(|next| *next == b'\n') => index += 1,
+                Some(byte) if *byte == delimiter || *byte == b'\n' => {}
+                Some(_) => return None,
+            }
+        } else {
+            index += bytes[index..].iter().position(|byte| *byte == delimiter || *byte == b'\n').unwrap_or(bytes.len() - index);
+        }
+        match bytes.get(index) {
+            None => return Some(bytes.len()),
+            Some(b'\n') => return Some(index + 1),
+            Some(_) => index += 1,
+        }
+    }
+}
+
+/// The fields of a sound row.
+fn split(row: &[u8], delimiter: u8, record: &mut csv::ByteRecord) {
+    record.clear();
+    let row = row.strip_suffix(b"\n").unwrap_or(row);
+    let row = row.strip_suffix(b"\r").unwrap_or(row);
+    let mut rest = row;
+    loop {
+        if let Some(quoted) = rest.strip_prefix(b"\"") {
+            let mut value = Vec::new();
+            let mut index = 0;
+            while let Some(&byte) = quoted.get(index) {
+                if byte == b'"' {
+                    if quoted.get(index + 1) != Some(&b'"') {
+                        break;
+                    }
+                    index += 1;
+                }
+                value.push(byte);
+                index += 1;
+            }
+            record.push_field(&value);
+            rest = quoted.get(index + 1..).unwrap_or_default();
+        } else {
+            let end = rest.iter().position(|byte| *byte == delimiter).unwrap_or(rest.len());
+            record.push_field(&rest[..end]);
+            rest = &rest[end..];
+        }
+        match rest.split_first() {
+            Some((_, after)) => rest = after,
+            None => return,
+        }
+    }
+}
+
+/// The length of the whole rows at the beginning of `bytes`. Where a quote is open to the end, more may follow that
+/// closes it; `Rows` decides once the chunk is complete.
 #[must_use]
 pub fn whole_rows(bytes: &[u8], delimiter: u8) -> usize {
-    let (mut quoted, mut at_start, mut end) = (false, true, 0);
-    for (index, byte) in bytes.iter().enumerate() {
-        match *byte {
-            // A doubled quote closes and opens again, so it needs no state of its own.
-            b'"' if quoted => quoted = false,
-            b'"' if at_start || (index > 0 && bytes[index - 1] == b'"') => quoted = true,
-            b'\n' if !quoted => {
-                end = index + 1;
-                at_start = true;
-                continue;
-            }
-            _ => {}
+    let mut end = 0;
+    while let Some(length) = row_end(&bytes[end..], delimiter) {
+        if length == 0 || bytes[end + length - 1] != b'\n' {
+            break;
         }
-        at_start = !quoted && *byte == delimiter;
+        end += length;
     }
     end
 }
@@ -141,6 +220,23 @@ pub fn whole_rows(bytes: &[u8], delimiter: u8) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_row_with_wrong_quotes_takes_no_other_with_it() {
+        let text = b"a,1\n\"lost\"x,2\nb,3\n\"open,4\nc,5\n";
+        let rows: Vec<(String, bool)> = Rows { bytes: text, delimiter: b',', at: 0 }
+            .map(|row| (String::from_utf8_lossy(&text[row.start..row.end]).trim().to_owned(), row.sound))
+            .collect();
+        let expected = [("a,1", true), ("\"lost\"x,2", false), ("b,3", true), ("\"open,4", false), ("c,5", true)];
+        assert_eq!(rows, expected.map(|(row, sound)| (row.to_owned(), sound)));
+    }
+
+    #[test]
+    fn fields_are_split_as_rfc_4180_says() {
+        let mut record = csv::ByteRecord::new();
+        split(b"a,\"b \"\"c\"\",\nd\",,5\" pipe\r\n", b',', &mut record);
+        assert_eq!(record.iter().collect::<Vec<_>>(), [&b"a"[..], b"b \"c\",\nd", b"", b"5\" pipe"]);
+    }
 
     #[test]
     fn a_line_break_in_quotes_ends_no_row() {

@@ -102,6 +102,14 @@ impl<'a> Fields<'a> {
         self.entries.push(Entry { prefix: Cow::Borrowed(""), key: name.into(), value });
     }
 
+    /// Sets a field, in place of a null that is there.
+    pub fn set(&mut self, name: &'a str, value: Value<'a>) {
+        match self.entries.iter_mut().find(|entry| entry.is(name)) {
+            Some(entry) => entry.value = value,
+            None => self.push(name, value),
+        }
+    }
+
     /// Adds the fields of a JSON object below `prefix`.
     ///
     /// # Errors
@@ -181,8 +189,17 @@ impl<'a> Fields<'a> {
     }
 
     fn refuse_duplicates(&self) -> Result<(), (Reason, String)> {
+        // `{"a": {"b": 1}, "a.b": 2}` has one name twice.
+        let dotted = self.entries.iter().any(|entry| entry.key.contains('.'));
         for (index, entry) in self.entries.iter().enumerate() {
-            if self.entries[..index].iter().any(|other| other.key == entry.key && other.prefix == entry.prefix) {
+            let before = &self.entries[..index];
+            let twice = if dotted {
+                let name = entry.name();
+                before.iter().any(|other| other.is(&name) || other.name() == name)
+            } else {
+                before.iter().any(|other| other.key == entry.key && other.prefix == entry.prefix)
+            };
+            if twice {
                 return Err((Reason::DuplicateField, format!("field `{}` occurs twice", entry.name())));
             }
         }
@@ -293,6 +310,7 @@ mod tests {
         let reason = |text: &str| Fields::parse(text, 3).map(|_| ()).unwrap_err().0;
         assert_eq!(reason(r#"{"a":1,"a":2}"#), Reason::DuplicateField);
         assert_eq!(reason(r#"{"a":{"b":1},"a":{"b":2}}"#), Reason::DuplicateField);
+        assert_eq!(reason(r#"{"a":{"b":1},"a.b":2}"#), Reason::DuplicateField);
         assert_eq!(reason(r#"{"a":{"b":{"c":{"d":1}}}}"#), Reason::TooDeep);
         assert_eq!(reason("[1]"), Reason::NotAnObject);
         assert_eq!(reason("{"), Reason::NotJson);

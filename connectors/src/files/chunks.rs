@@ -131,7 +131,11 @@ pub(super) async fn send(
                     None => bytes.clear(),
                 }
             }
-            let whole = if ended { bytes.len() } else { rows.whole(&bytes) };
+            let mut whole = if ended { bytes.len() } else { rows.whole(&bytes) };
+            if !ended && bytes.len() - whole > CHUNK_BYTES.max(row_bytes_max) {
+                // A quote that is never closed: cut at a line, and let the decoder judge.
+                whole = Rows::Lines.whole(&bytes).max(whole);
+            }
             rest = bytes.split_off(whole);
             if bytes.is_empty() && rest.len() > row_bytes_max {
                 bytes = std::mem::take(&mut rest);

@@ -25,6 +25,8 @@ use crate::mapping::Mapping;
 
 /// Chunks that are decoded or wait for the log at once.
 const CHUNKS_UNDER_WAY: usize = 4;
+/// What some programs write before UTF-8.
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 /// Rows of a Parquet batch.
 const PARQUET_ROWS: usize = 16_384;
 
@@ -231,6 +233,9 @@ impl FileReader {
                 Some(done) = under_way.next(), if !under_way.is_empty() => tally.add(&done?),
                 chunk = chunks.recv(), if under_way.len() < CHUNKS_UNDER_WAY => {
                     let Some(mut chunk) = chunk else { break };
+                    if chunk.first_line == 1 && chunk.bytes.starts_with(BYTE_ORDER_MARK) {
+                        chunk.bytes.drain(..BYTE_ORDER_MARK.len());
+                    }
                     if let Rows::Csv { delimiter } = rows && header.is_none() {
                         header = Some(self.take_header(&mut chunk, delimiter)?);
                     }
@@ -251,6 +256,10 @@ impl FileReader {
     fn take_header(&self, chunk: &mut Chunk, delimiter: u8) -> Result<Header, FileError> {
         let refused = |(reason, message)| FileError::Refused { reason, message };
         let end = chunk.bytes.iter().position(|byte| *byte == b'\n').map_or(chunk.bytes.len(), |index| index + 1);
+        if chunk.bytes[..end].trim_ascii_end().contains(&b'\r') {
+            let message = "the lines end with CR alone; write CR LF or LF".to_owned();
+            return Err(FileError::Refused { reason: Reason::HeaderInvalid, message });
+        }
         let header = Header::read(&chunk.bytes[..end], delimiter, self.mapping()?).map_err(refused)?;
         chunk.bytes.drain(..end);
         chunk.first_line += 1;
@@ -344,7 +353,10 @@ impl FileReader {
         let work = tokio::spawn(async move {
             let decoder = reader.clone();
             let usage = tokio::task::spawn_blocking(move || -> Result<UsageBatch, FileError> {
-                Ok(parquet_rows::batch(&decoder.context, decoder.mapping()?, &path, first_row, &batch)?)
+                parquet_rows::batch(&decoder.context, decoder.mapping()?, &path, first_row, &batch).map_err(|error| FileError::Refused {
+                    reason: Reason::ColumnTypeUnsupported,
+                    message: format!("a value of the file cannot be read: {error}"),
+                })
             })
             .await
             .map_err(|error| FileError::Io(std::io::Error::other(error)))??;

@@ -9,7 +9,6 @@ use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
-use bytes::Bytes;
 use ratemill_schemas::{UsageBatch, Verdict};
 use serde::Serialize;
 
@@ -80,7 +79,7 @@ async fn receive(State(state): State<Arc<EventsState>>, headers: HeaderMap, body
     if body.is_empty() {
         return Err(Problem::new(StatusCode::BAD_REQUEST, "Empty body", "the body is empty; send at least one CloudEvent"));
     }
-    let usage = mode.decode(&state, &body)?;
+    let usage = mode.decode(&state, body.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&body))?;
     let rejected: Vec<Rejected> = usage
         .rejections
         .iter()
@@ -161,7 +160,7 @@ impl Mode {
         }
     }
 
-    fn decode(&self, state: &EventsState, body: &Bytes) -> Result<UsageBatch, Problem> {
+    fn decode(&self, state: &EventsState, body: &[u8]) -> Result<UsageBatch, Problem> {
         let (context, mapping, events_max) = (&state.context, &state.mapping, state.limits.events_max);
         let decoded = match self {
             Self::Structured => cloudevents::structured(context, mapping, body),

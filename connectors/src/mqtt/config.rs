@@ -73,9 +73,6 @@ pub struct MqttConfig {
     /// Messages that may be under way unacknowledged.
     #[serde(default = "thousand")]
     pub receive_maximum: u16,
-    /// Largest message in bytes.
-    #[serde(default = "mebibyte")]
-    pub packet_bytes_max: u32,
     /// Seconds that the broker keeps the session while nobody is connected (MQTT 5).
     #[serde(default = "week")]
     pub session_expiry_seconds: u32,
@@ -92,9 +89,6 @@ fn thirty() -> u16 {
 }
 fn thousand() -> u16 {
     1000
-}
-fn mebibyte() -> u32 {
-    1 << 20
 }
 fn week() -> u32 {
     7 * 86_400
@@ -155,6 +149,12 @@ impl MqttConfig {
         if self.topics.is_empty() || self.topics.iter().any(String::is_empty) {
             return wrong("topics is empty; name at least one filter, like \"meters/#\"");
         }
+        if let Some(filter) = self.topics.iter().find(|filter| !is_filter(filter)) {
+            return wrong(&format!("`{filter}` is no topic filter: + stands for one whole level, # for all that follow, at the end"));
+        }
+        if self.password.is_some() && self.username.is_none() {
+            return wrong("a password goes with a username");
+        }
         if self.qos > 1 {
             return wrong("qos must be 1 (or 0 for messages that may be lost); QoS 2 adds nothing to exact deduplication");
         }
@@ -175,14 +175,29 @@ impl MqttConfig {
 
     /// Host, port and whether to use TLS.
     pub(super) fn broker(&self) -> Result<(String, u16, bool), MqttError> {
-        let wrong = || MqttError::Url { name: self.name.clone(), url: self.url.clone() };
+        // What stands before an @ may be a password.
+        let shown = self.url.rsplit('@').next().unwrap_or_default().to_owned();
+        let wrong = || MqttError::Url { name: self.name.clone(), url: shown.clone() };
         let url = Url::parse(&self.url).map_err(|_| wrong())?;
         let (tls, port) = match url.scheme() {
             "mqtt" | "tcp" => (false, 1883),
             "mqtts" | "ssl" => (true, 8883),
             _ => return Err(wrong()),
         };
+        if !url.username().is_empty() || url.password().is_some() {
+            let message = "the url holds a user or password; write them as username and password = \"${ENV}\"".to_owned();
+            return Err(MqttError::Setting { name: self.name.clone(), message });
+        }
         let host = url.host_str().filter(|host| !host.is_empty()).ok_or_else(wrong)?;
         Ok((host.to_owned(), url.port().unwrap_or(port), tls))
     }
+}
+
+fn is_filter(filter: &str) -> bool {
+    let levels: Vec<&str> = filter.split('/').collect();
+    levels.iter().enumerate().all(|(index, level)| match *level {
+        "+" => true,
+        "#" => index + 1 == levels.len(),
+        other => !other.contains(['+', '#']),
+    })
 }

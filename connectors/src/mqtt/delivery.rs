@@ -225,7 +225,7 @@ impl Receiver {
             (Payload::CloudEvents, None) => ndjson::parse(&self.context, Shape::CloudEvent, &delivery.payload)?,
             (Payload::Json, _) => ndjson::parse(&self.context, Shape::Plain, &delivery.payload)?,
         };
-        bind(&mut fields, &bound, self.payload)?;
+        bind(&mut fields, &bound, &self.mapping)?;
         Ok(fields)
     }
 
@@ -246,20 +246,27 @@ impl Receiver {
     }
 }
 
-/// Adds the fields that the topic binds; where the message says something else, neither is believed.
+/// Adds the fields that the topic binds, where the mapping looks for them; where the message says something else,
+/// neither is believed.
 ///
 /// # Errors
 /// [`Reason::TopicMismatch`].
-pub fn bind<'f>(fields: &mut Fields<'f>, bound: &[(&'f str, &'f str)], payload: Payload) -> Result<(), (Reason, String)> {
+pub fn bind<'f>(fields: &mut Fields<'f>, bound: &[(&'f str, &'f str)], mapping: &'f Mapping) -> Result<(), (Reason, String)> {
     for (name, value) in bound {
-        let name = if *name == "meter" && payload == Payload::CloudEvents { "type" } else { name };
-        match fields.get(name) {
-            None => fields.push(name, Value::Text(Cow::Borrowed(value))),
-            Some(given) if given.text() == Some(value) => {}
-            Some(given) => {
-                let message = format!("the topic says {name} `{value}`, the message `{}`", given.text().unwrap_or("null"));
-                return Err((Reason::TopicMismatch, message));
+        let names = mapping.fields_of(name);
+        let mut given = false;
+        for field in &names {
+            match fields.get(field) {
+                None | Some(Value::Null) => {}
+                Some(said) if said.text() == Some(value) => given = true,
+                Some(said) => {
+                    let message = format!("the topic says {name} `{value}`, the message `{}`", said.text().unwrap_or("null"));
+                    return Err((Reason::TopicMismatch, message));
+                }
             }
+        }
+        if !given {
+            fields.set(names.first().unwrap_or(name), Value::Text(Cow::Borrowed(value)));
         }
     }
     Ok(())

@@ -10,7 +10,7 @@ use rumqttc_v4::{
 };
 use tokio::sync::mpsc;
 
-use super::Backoff;
+use super::{Backoff, PACKET_BYTES_MAX};
 use super::config::{MqttConfig, MqttError};
 use super::delivery::{Ack, Acker, Client, Delivery, Ticket};
 use super::tls;
@@ -25,10 +25,9 @@ pub(super) fn connect(config: &MqttConfig) -> Result<(AsyncClient, EventLoop), M
     if let Some(username) = &config.username {
         options.set_credentials(username.clone(), config.password.clone().unwrap_or_default());
     }
-    let packet_bytes_max = config.packet_bytes_max as usize;
     options
         .set_keep_alive(config.keep_alive_seconds)
-        .set_max_packet_size(packet_bytes_max, packet_bytes_max)
+        .set_max_packet_size(PACKET_BYTES_MAX as usize, PACKET_BYTES_MAX as usize)
         .set_inflight(16)
         .set_ack_mode(AckMode::Manual);
     options.try_set_clean_session(false).map_err(|error| wrong(error.to_string()))?;
@@ -55,12 +54,12 @@ pub(super) async fn poll(
     let Client::V4(client) = acker.client.clone() else { return };
     let name = config.name.as_str();
     let qos = if config.qos == 0 { QoS::AtMostOnce } else { QoS::AtLeastOnce };
-    let mut backoff = Backoff(Backoff::FIRST);
+    let mut backoff = Backoff::default();
     let connected = metrics::gauge!("ratemill_mqtt_connected", "connector" => config.name.clone());
     loop {
         match events.poll().await {
             Ok(Event::Incoming(Packet::ConnAck(answer))) => {
-                backoff.reset();
+                backoff.connected();
                 connected.set(1.0);
                 tracing::info!(connector = name, session_present = answer.session_present, "connected to the broker");
                 subscribe(&client, &config, qos);

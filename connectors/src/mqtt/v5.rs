@@ -10,7 +10,7 @@ use rumqttc_v5::{
 };
 use tokio::sync::mpsc;
 
-use super::Backoff;
+use super::{Backoff, PACKET_BYTES_MAX};
 use super::config::{MqttConfig, MqttError};
 use super::delivery::{Ack, Acker, Client, Delivery, Ticket};
 use super::tls;
@@ -31,7 +31,7 @@ pub(super) fn connect(config: &MqttConfig) -> Result<(AsyncClient, EventLoop), M
         .set_clean_start(false)
         .set_session_expiry_interval(Some(config.session_expiry_seconds))
         .set_receive_maximum(Some(config.receive_maximum))
-        .set_max_packet_size(Some(config.packet_bytes_max))
+        .set_max_packet_size(Some(PACKET_BYTES_MAX))
         // Only acknowledgements and subscriptions go out; the client scans this many slots at every flush.
         .set_outgoing_inflight_upper_limit(16)
         .set_ack_mode(AckMode::Manual)
@@ -103,12 +103,12 @@ pub(super) async fn poll(
     let Client::V5(client) = acker.client.clone() else { return };
     let name = config.name.as_str();
     let qos = if config.qos == 0 { QoS::AtMostOnce } else { QoS::AtLeastOnce };
-    let mut backoff = Backoff(Backoff::FIRST);
+    let mut backoff = Backoff::default();
     let connected = metrics::gauge!("ratemill_mqtt_connected", "connector" => config.name.clone());
     loop {
         match events.poll().await {
             Ok(Event::Incoming(Packet::ConnAck(answer))) => {
-                backoff.reset();
+                backoff.connected();
                 connected.set(1.0);
                 tracing::info!(connector = name, session_present = answer.session_present, "connected to the broker");
                 subscribe(&client, &config, qos);

@@ -62,7 +62,7 @@ impl Rate {
         let folder = &self.project.folder;
         let mut pipeline = Pipeline::open(folder, &shown(folder)).await?;
         let files = self.files()?;
-        self.capture(&pipeline, &files).await?;
+        let captured = self.capture(&pipeline, &files).await;
         // First store all usage, so that the last event time is known and nothing closes before its time.
         let mut reports = pipeline.epochs.run(Finalize::Nothing).await.map_err(OpenError::from)?;
         let finalize = self.range(&pipeline)?;
@@ -77,6 +77,7 @@ impl Rate {
             .await?;
         print(&totals, self.format)?;
         provisional?;
+        captured?;
         if failures.is_empty() { Ok(()) } else { Err(Failure::rules(failures.join("\n"))) }
     }
 
@@ -106,12 +107,7 @@ impl Rate {
                     Failure::usage(format!("ratemill.toml has no [[files]] called `{name}`{hint}"))
                 })
             }
-            None => {
-                let mut config = FilesConfig::named("rate", "");
-                config.mapping.id = Some(FieldRef::Field("id".to_owned()));
-                config.mapping.source = Some(FieldRef::Field("source".to_owned()));
-                Ok(config)
-            }
+            None => Ok(canonical()),
         }
     }
 
@@ -123,6 +119,7 @@ impl Rate {
         let bar = progress_bar(files.len());
         let rows = reader.rows_read();
         let mut taken = 0;
+        let mut refused = Vec::new();
         for file in files {
             bar.set_message(file.file_name().unwrap_or_default().to_string_lossy().into_owned());
             let (meta, path) = meta(&store, file).await?;
@@ -142,7 +139,9 @@ impl Rate {
                 let claim = reader.take(&store, &meta, &path).await.map_err(Failure::failed)?;
                 ticking.abort();
                 taken += 1;
-                if claim.rejected > 0 {
+                if claim.rows == 0 && claim.rejected > 0 {
+                    refused.push(path.clone());
+                } else if claim.rejected > 0 {
                     eprintln!("{path}: {} of {} rows were rejected; see `ratemill rejected list`", claim.rejected, claim.rows);
                 }
             }
@@ -150,7 +149,10 @@ impl Rate {
         }
         bar.finish_and_clear();
         eprintln!("{taken} of {} files taken, {} rows", files.len(), rows.load(Ordering::Relaxed));
-        Ok(())
+        if refused.is_empty() {
+            return Ok(());
+        }
+        Err(Failure::failed(format!("refused as a whole: {}; see `ratemill rejected list`", refused.join(", "))))
     }
 
     fn range(&self, pipeline: &Pipeline) -> Result<Finalize, Failure> {
@@ -166,6 +168,17 @@ impl Rate {
         };
         Ok(Finalize::Range { from, to, re_rate: self.re_rate })
     }
+}
+
+/// Name of the connector of files that no drop of the project reads.
+pub(super) const CONNECTOR: &str = "rate";
+
+/// A drop whose rows have the canonical column names.
+pub(super) fn canonical() -> FilesConfig {
+    let mut config = FilesConfig::named(CONNECTOR, "");
+    config.mapping.id = Some(FieldRef::Field("id".to_owned()));
+    config.mapping.source = Some(FieldRef::Field("source".to_owned()));
+    config
 }
 
 async fn meta(store: &LocalFileSystem, file: &Path) -> Result<(ObjectMeta, String), Failure> {

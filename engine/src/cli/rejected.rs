@@ -6,6 +6,7 @@ use arrow::array::AsArray;
 use clap::{Args, Subcommand};
 use ratemill_connectors::decode::ndjson::Shape;
 use ratemill_connectors::decode::{Collector, Place, ndjson};
+use ratemill_connectors::files::{FileFormat, FilesConfig, Records};
 use ratemill_connectors::mapping::Mapping;
 use ratemill_connectors::mqtt::{Payload, TopicTemplate, bind};
 use ratemill_schemas::usage::{Positions, RawRecords};
@@ -118,12 +119,12 @@ impl Replay {
         let mut names: Vec<&str> = connectors.iter().flatten().collect();
         names.sort_unstable();
         names.dedup();
-        for name in names {
+        for (name, kind) in names.into_iter().flat_map(|name| [(name, FileKind::Ndjson), (name, FileKind::Other)]) {
             let rows: Vec<(&str, &[u8])> = (0..records.num_rows())
-                .filter(|row| connectors.value(*row) == name && !raws.value(*row).is_empty())
+                .filter(|row| connectors.value(*row) == name && FileKind::of(positions.value(*row)) == kind && !raws.value(*row).is_empty())
                 .map(|row| (positions.value(row), raws.value(row)))
                 .collect();
-            let (usage, bad) = decode(&pipeline, name, &rows)?;
+            let (usage, bad) = decode(&pipeline, name, kind, &rows)?;
             still_bad += bad;
             if usage.batch.num_rows() == 0 {
                 continue;
@@ -139,8 +140,29 @@ impl Replay {
     }
 }
 
+/// What a rejected record's file was, told by its position.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum FileKind {
+    Ndjson,
+    Other,
+}
+
+impl FileKind {
+    fn of(position: &str) -> Self {
+        let path = position.split(" line ").next().unwrap_or(position).to_ascii_lowercase();
+        let stem = path.strip_suffix(".gz").or_else(|| path.strip_suffix(".zst")).unwrap_or(&path);
+        if [".ndjson", ".jsonl", ".json"].iter().any(|ending| stem.ends_with(ending)) { Self::Ndjson } else { Self::Other }
+    }
+}
+
+/// Whether a drop reads its records as CloudEvents: NDJSON, unless it says otherwise.
+fn is_cloud_event(config: &FilesConfig, kind: FileKind) -> bool {
+    let lines = config.format.map_or(kind == FileKind::Ndjson, |format| format == FileFormat::Ndjson);
+    lines && config.records == Records::CloudEvents
+}
+
 /// Decodes raw records as their connector would now; what is still bad stays in `rejected` as it is.
-fn decode(pipeline: &Pipeline, connector: &str, rows: &[(&str, &[u8])]) -> Result<(UsageBatch, usize), Failure> {
+fn decode(pipeline: &Pipeline, connector: &str, place: FileKind, rows: &[(&str, &[u8])]) -> Result<(UsageBatch, usize), Failure> {
     let settings = &pipeline.settings;
     let context = settings.decode_context(pipeline.installation.hasher());
     let schema = Arc::clone(&settings.schema);
@@ -149,21 +171,25 @@ fn decode(pipeline: &Pipeline, connector: &str, rows: &[(&str, &[u8])]) -> Resul
     let files = settings.config.files.iter().find(|files| files.name == connector);
     let (mapping, shape) = match (mqtt, files) {
         (Some(mqtt), _) if mqtt.payload == Payload::Json => (plain(connector, &mqtt.mapping, &mqtt.identity)?, Shape::Plain),
-        (_, Some(files)) => match plain(connector, &files.mapping, &files.identity) {
-            Ok(mapping) => (mapping, Shape::Plain),
-            Err(_) => (Mapping::cloud_events(&schema, files.mapping.quantity.clone()), Shape::CloudEvent),
-        },
-        _ => {
-            (Mapping::cloud_events(&schema, settings.config.http.as_ref().and_then(crate::config::HttpConfig::quantity)), Shape::CloudEvent)
+        (_, Some(files)) if !is_cloud_event(files, place) => (plain(connector, &files.mapping, &files.identity)?, Shape::Plain),
+        (_, Some(files)) => (Mapping::cloud_events(&schema, files.mapping.quantity.clone()), Shape::CloudEvent),
+        _ if connector == super::rate::CONNECTOR => {
+            let config = super::rate::canonical();
+            if is_cloud_event(&config, place) {
+                (Mapping::cloud_events(&schema, None), Shape::CloudEvent)
+            } else {
+                (plain(connector, &config.mapping, &config.identity)?, Shape::Plain)
+            }
         }
+        _ => (Mapping::cloud_events(&schema, settings.config.http.as_ref().and_then(crate::config::HttpConfig::quantity)), Shape::CloudEvent),
     };
     let mut collector = Collector::new(&context, &mapping, Positions::Index, RawRecords::Messages(Vec::new()), rows.len());
     let template = mqtt.and_then(|mqtt| mqtt.template.as_deref()).and_then(|template| TopicTemplate::parse(template).ok());
     for (position, raw) in rows {
         let mut fields = ndjson::parse(&context, shape, raw);
         let bound = template.as_ref().zip(position.strip_prefix("topic ")).and_then(|(template, topic)| template.bind(topic));
-        if let (Ok(record), Some(bound), Some(mqtt)) = (&mut fields, bound, mqtt)
-            && let Err(mismatch) = bind(record, &bound, mqtt.payload)
+        if let (Ok(record), Some(bound)) = (&mut fields, bound)
+            && let Err(mismatch) = bind(record, &bound, &mapping)
         {
             fields = Err(mismatch);
         }

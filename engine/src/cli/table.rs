@@ -1,7 +1,10 @@
 //! Batches on stdout, as a table for people and as CSV or JSON for programs.
 
-use arrow::array::RecordBatch;
-use arrow::util::display::FormatOptions;
+use std::sync::Arc;
+
+use arrow::array::{Array, ArrayRef, RecordBatch, StringArray};
+use arrow::datatypes::{DataType, Field, Schema};
+use arrow::util::display::{ArrayFormatter, FormatOptions};
 use arrow::util::pretty::pretty_format_batches_with_options;
 use clap::ValueEnum;
 
@@ -23,7 +26,7 @@ pub(crate) fn print(batch: &RecordBatch, format: Format) -> Result<(), Failure> 
     let stdout = std::io::stdout().lock();
     match format {
         Format::Table => println!("{}", render(&batch)?),
-        Format::Csv => arrow::csv::Writer::new(stdout).write(&batch).map_err(Failure::failed)?,
+        Format::Csv => arrow::csv::Writer::new(stdout).write(&flat(&batch)?).map_err(Failure::failed)?,
         Format::Ndjson => {
             let mut writer = arrow::json::LineDelimitedWriter::new(stdout);
             writer.write(&batch).and_then(|()| writer.finish()).map_err(Failure::failed)?;
@@ -35,6 +38,25 @@ pub(crate) fn print(batch: &RecordBatch, format: Format) -> Result<(), Failure> 
         }
     }
     Ok(())
+}
+
+/// Nested columns, which CSV cannot hold, as texts.
+fn flat(batch: &RecordBatch) -> Result<RecordBatch, Failure> {
+    let mut fields = Vec::new();
+    let mut columns: Vec<ArrayRef> = Vec::new();
+    for (field, column) in batch.schema().fields().iter().zip(batch.columns()) {
+        if column.data_type().is_nested() {
+            let options = FormatOptions::default();
+            let formatter = ArrayFormatter::try_new(column, &options).map_err(Failure::failed)?;
+            let texts: StringArray = (0..column.len()).map(|row| column.is_valid(row).then(|| formatter.value(row).to_string())).collect();
+            fields.push(Field::new(field.name(), DataType::Utf8, true));
+            columns.push(Arc::new(texts));
+        } else {
+            fields.push(field.as_ref().clone());
+            columns.push(Arc::clone(column));
+        }
+    }
+    RecordBatch::try_new(Arc::new(Schema::new(fields)), columns).map_err(Failure::failed)
 }
 
 /// The batch as a table with lines.

@@ -33,8 +33,8 @@ pub enum Finalize {
 pub(super) type Touched<'p> = Vec<(&'p Rule, BTreeMap<Window, i64>)>;
 
 /// The windows that these rows fall into.
-pub(super) fn touched<'p>(project: &'p RuleProject, batches: &[RecordBatch]) -> Result<Touched<'p>, WindowError> {
-    let mut touched: Touched<'p> = project.rules.iter().filter(|rule| rule.reads_usage).map(|rule| (rule, BTreeMap::new())).collect();
+pub(super) fn touched<'p>(rules: &'p [Rule], batches: &[RecordBatch]) -> Result<Touched<'p>, WindowError> {
+    let mut touched: Touched<'p> = rules.iter().filter(|rule| rule.reads_usage).map(|rule| (rule, BTreeMap::new())).collect();
     for batch in batches {
         let schema = batch.schema();
         let column = |name: &str| schema.index_of(name).ok().map(|index| batch.column(index));
@@ -59,6 +59,28 @@ pub(super) fn touched<'p>(project: &'p RuleProject, batches: &[RecordBatch]) -> 
         }
     }
     Ok(touched)
+}
+
+/// Published windows of versions that are no longer in the project, which these rows fall into.
+pub(super) fn late_for_former(state: &EngineState, former: &[Rule], batches: &[RecordBatch]) -> Result<Vec<WindowTask>, WindowError> {
+    let mut late = Vec::new();
+    for (rule, windows) in touched(former, batches)? {
+        for window in windows.into_keys() {
+            if let Some(range) = state.finalized(&rule.name, window)
+                && range.published
+                && range.rule_version == rule.version
+            {
+                late.push(WindowTask {
+                    rule: rule.name.clone(),
+                    rule_version: range.rule_version.clone(),
+                    reference_version: range.reference_version.clone(),
+                    window,
+                    cause: "late usage".to_owned(),
+                });
+            }
+        }
+    }
+    Ok(late)
 }
 
 /// Adds touched windows to the open ones, or returns them as late where they were published.

@@ -13,7 +13,7 @@ use datafusion::execution::runtime_env::RuntimeEnv;
 use datafusion::prelude::{col, lit};
 use ratemill_rules::functions::FUNCTIONS_VERSION;
 use ratemill_rules::session::{SessionLimits, runtime, session};
-use ratemill_rules::{Diagnostics, Evaluator, RateError, ReferenceData, RuleProject, WindowCharges};
+use ratemill_rules::{Diagnostics, Evaluator, RateError, ReferenceData, Rule, RuleProject, WindowCharges};
 use ratemill_schemas::files::{self, FileClaim};
 use ratemill_schemas::invoicing::InvoicingCalendar;
 use ratemill_schemas::windows::WindowError;
@@ -130,6 +130,8 @@ pub struct Epochs {
     epoch_bytes: u64,
     inputs: Vec<String>,
     opened_at: i64,
+    /// Versions that published windows and are no longer in the project: late usage of those windows is theirs.
+    former: Vec<Rule>,
     /// A manifest that is written, but not completed: it is finished before anything else.
     unfinished: Option<Manifest>,
     /// Windows whose rule failed since the start: not tried again before there is new usage.
@@ -245,13 +247,58 @@ impl Epochs {
             inputs: setup.inputs,
             opened_at: time::now(),
             unfinished: None,
+            former: Vec::new(),
             failed: HashSet::new(),
         };
         epochs.keep_versions().await?;
         epochs.unfinished = read::<Manifest>(&epochs.lake, &manifest_name(epochs.last + 1)).await?;
         epochs.finish().await?;
         epochs.progress.drained.store(epochs.state.position, Ordering::Release);
+        epochs.check_against_ledger()?;
+        epochs.load_former().await;
         Ok(epochs)
+    }
+
+    /// What is published must fit the project: every rule is there, its windows are cut as they were, and its further
+    /// columns have the types that the ledger has.
+    fn check_against_ledger(&self) -> Result<(), EpochError> {
+        let wrong = |rule: &str, version: &str, message: String| EpochError::Version { rule: rule.to_owned(), version: version.to_owned(), message };
+        for range in self.state.finalized.iter().filter(|range| range.published) {
+            let Some(rule) = self.project.rules.iter().find(|rule| rule.name == range.rule) else {
+                let message = "has published windows, but its file is gone; put it back, and end it with effective_to if it is over".to_owned();
+                return Err(wrong(&range.rule, &range.rule_version, message));
+            };
+            let window = &rule.options.window;
+            if window.window_of(range.start)?.start != range.start || window.window_of(range.end - 1)?.end != range.end {
+                let message = "has published windows that were cut differently; keep window and timezone, or give the new rule another name, and end this one with effective_to".to_owned();
+                return Err(wrong(&range.rule, &rule.version, message));
+            }
+        }
+        let ledger = self.tables.charges.schema()?;
+        for rule in &self.project.rules {
+            for column in rule.further_columns() {
+                let Some(known) = ledger.fields().iter().find(|field| field.name().eq_ignore_ascii_case(&column.name)) else { continue };
+                let stored = ratemill_rules::evaluate::stored_type(&column.data_type);
+                if *known.name() != column.name || *known.data_type() != stored {
+                    let message = format!("column `{}` is {stored}, but the ledger has `{}` as {}; give it another name", column.name, known.name(), known.data_type());
+                    return Err(wrong(&rule.name, &rule.version, message));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn load_former(&mut self) {
+        for range in self.state.finalized.clone() {
+            let known = |rule: &Rule| rule.name == range.rule && rule.version == range.rule_version;
+            if !range.published || self.project.rules.iter().any(known) || self.former.iter().any(known) {
+                continue;
+            }
+            match self.version(&range.rule, &range.rule_version, &range.reference_version).await {
+                Ok(project) => self.former.extend(project.rules.into_iter().filter(|rule| rule.version == range.rule_version)),
+                Err(error) => tracing::error!(%error, "late usage of windows that this version published cannot be rated"),
+            }
+        }
     }
 
     /// The state after the last epoch.
@@ -328,7 +375,12 @@ impl Epochs {
         let headers: Vec<_> = frames.iter().map(|frame| frame.header.clone()).collect();
         state.advance(&headers, &self.inputs, self.opened_at, clock, self.idle);
         let batches = self.usage_of(epoch, frames)?;
-        let mut tasks = due::note_usage(&mut state, due::touched(&self.project, &batches)?, watermark_before);
+        let mut tasks = due::note_usage(&mut state, due::touched(&self.project.rules, &batches)?, watermark_before);
+        for task in due::late_for_former(&state, &self.former, &batches)? {
+            if !tasks.iter().any(|late| late.rule == task.rule && late.window == task.window) {
+                tasks.push(task);
+            }
+        }
         for task in std::mem::take(&mut state.pending) {
             if !tasks.iter().any(|late| late.rule == task.rule && late.window == task.window) {
                 tasks.push(task);
@@ -462,7 +514,14 @@ impl Epochs {
         }
         let mut postings = Vec::new();
         for ((rule, rule_version, reference_version), tasks) in groups {
-            let project = self.version(rule, rule_version, reference_version).await?;
+            let project = match self.version(rule, rule_version, reference_version).await {
+                Ok(project) => project,
+                Err(error @ EpochError::Version { .. }) => {
+                    self.note_failure(&error, rule, &tasks, state, failures);
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
             let rule = project.rule(rule, rule_version).ok_or_else(|| EpochError::Version {
                 rule: rule.to_owned(),
                 version: rule_version.to_owned(),
@@ -474,15 +533,7 @@ impl Epochs {
                 Ok(results) => results,
                 // One rule's mistake stands in no other's way.
                 Err(error) => {
-                    tracing::error!(%error, "a rule failed; its windows stay open until it is mended");
-                    metrics::counter!("ratemill_rule_failures_total", "rule" => rule.name.clone()).increment(1);
-                    failures.push(error.to_string());
-                    for task in tasks {
-                        self.failed.insert((task.rule.clone(), task.window));
-                        if task.cause == "late usage" {
-                            state.pending.push(task.clone());
-                        }
-                    }
+                    self.note_failure(&error, &rule.name, &tasks, state, failures);
                     continue;
                 }
             };
@@ -506,6 +557,19 @@ impl Epochs {
             }
         }
         Ok(postings)
+    }
+
+    /// The windows of a rule that failed stay as they were, and late ones are tried again.
+    fn note_failure(&mut self, error: &dyn std::error::Error, rule: &str, tasks: &[&WindowTask], state: &mut EngineState, failures: &mut Vec<String>) {
+        tracing::error!(%error, "a rule failed; its windows stay open until it is mended");
+        metrics::counter!("ratemill_rule_failures_total", "rule" => rule.to_owned()).increment(1);
+        failures.push(error.to_string());
+        for task in tasks {
+            self.failed.insert((task.rule.clone(), task.window));
+            if task.cause == "late usage" {
+                state.pending.push((*task).clone());
+            }
+        }
     }
 
     fn posting(&self, manifest: &Manifest, task: &WindowTask, published_before: bool) -> Result<Posting, EpochError> {

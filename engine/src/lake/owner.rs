@@ -37,6 +37,7 @@ pub struct Ownership {
     lake: Lake,
     generation: u64,
     renewal: CancellationToken,
+    renewing: Option<tokio::task::JoinHandle<()>>,
 }
 
 impl Ownership {
@@ -97,9 +98,9 @@ impl Ownership {
         if !lake.create(&claim_name(generation), json).await? {
             return Err(LakeError::Held(format!("the lake {} was taken by another process at this moment", lake.url())));
         }
-        let ownership = Self { lake: lake.clone(), generation, renewal: CancellationToken::new() };
+        let mut ownership = Self { lake: lake.clone(), generation, renewal: CancellationToken::new(), renewing: None };
         ownership.write_lease(false, false).await?;
-        ownership.keep_renewing();
+        ownership.renewing = Some(ownership.keep_renewing());
         Ok(ownership)
     }
 
@@ -128,8 +129,12 @@ impl Ownership {
     ///
     /// # Errors
     /// [`LakeError::Store`].
-    pub async fn release(self, drained: bool) -> Result<(), LakeError> {
+    pub async fn release(mut self, drained: bool) -> Result<(), LakeError> {
         self.renewal.cancel();
+        // A renewal under way must not overwrite the release.
+        if let Some(renewing) = self.renewing.take() {
+            let _ = renewing.await;
+        }
         self.write_lease(drained, true).await
     }
 
@@ -137,7 +142,7 @@ impl Ownership {
         write_lease(&self.lake, self.generation, drained, released).await
     }
 
-    fn keep_renewing(&self) {
+    fn keep_renewing(&self) -> tokio::task::JoinHandle<()> {
         let (lake, generation, stop) = (self.lake.clone(), self.generation, self.renewal.clone());
         tokio::spawn(async move {
             loop {
@@ -149,7 +154,7 @@ impl Ownership {
                     tracing::warn!(%error, "the lease on the lake could not be renewed; trying again");
                 }
             }
-        });
+        })
     }
 }
 

@@ -228,7 +228,10 @@ impl LakeTable {
             .iter()
             .map(|field| match batch.column_by_name(field.name()) {
                 Some(column) if column.data_type() == field.data_type() => Ok(Arc::clone(column)),
-                Some(column) => arrow::compute::cast(column, field.data_type()).map_err(arrow),
+                Some(column) => {
+                    let options = arrow::compute::CastOptions { safe: false, ..Default::default() };
+                    arrow::compute::cast_with_options(column, field.data_type(), &options).map_err(arrow)
+                }
                 None => Ok(arrow::array::new_null_array(field.data_type(), batch.num_rows())),
             })
             .collect::<Result<Vec<_>, LakeError>>()?;
