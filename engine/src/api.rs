@@ -31,7 +31,13 @@ pub fn routes(events: Arc<EventsState>, health: Health) -> Router {
         .route("/metrics", get(metrics))
         .with_state(health)
         .merge(router(events))
-        .method_not_allowed_fallback(|| async { Problem::new(StatusCode::METHOD_NOT_ALLOWED, "Method not allowed", "usage is sent with POST /v1/events; the other paths are read with GET") })
+        .method_not_allowed_fallback(|| async {
+            Problem::new(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "Method not allowed",
+                "usage is sent with POST /v1/events; the other paths are read with GET",
+            )
+        })
         .fallback(|| async {
             Problem::new(StatusCode::NOT_FOUND, "Not found", "the paths are POST /v1/events, GET /healthz, /readyz and /metrics")
         })

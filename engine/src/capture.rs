@@ -102,7 +102,10 @@ impl Capture {
             let verdicts = self.verdicts(&submission, &mut rejections)?;
             duplicates += verdicts.iter().filter(|verdict| **verdict == Verdict::Duplicate).count();
             for rejection in std::mem::take(&mut submission.usage.rejections) {
-                let key = EventKey { identity: self.hasher.rejection(&submission.input, &rejection.position, rejection.reason.code(), &rejection.raw), content: 0 };
+                let key = EventKey {
+                    identity: self.hasher.rejection(&submission.input, &rejection.position, rejection.reason.code(), &rejection.raw),
+                    content: 0,
+                };
                 count(&submission.input, "rejected", 1);
                 metrics::counter!("ratemill_rejected_total", "reason" => rejection.reason.code()).increment(1);
                 if self.dedup.check(key)? == Verdict::Accepted {
@@ -150,7 +153,8 @@ impl Capture {
                 let index = usage.rows[row];
                 let raw = usage.raw_of(row);
                 let position = usage.positions.describe(row, index);
-                let key = EventKey { identity: self.hasher.rejection(&submission.input, "", Reason::IdentityConflict.code(), &raw), content: 0 };
+                let key =
+                    EventKey { identity: self.hasher.rejection(&submission.input, "", Reason::IdentityConflict.code(), &raw), content: 0 };
                 if self.dedup.check(key)? == Verdict::Accepted {
                     rejections.push((Arc::clone(&submission.input), conflict(&usage.batch, row, index, position, raw)));
                 }

@@ -3,13 +3,15 @@
 //! A manifest is written before any work and read again by a retry, so that a crash at any moment repeats the same
 //! epoch. Every commit carries the epoch's number as an application transaction and happens once.
 
+mod books;
 mod due;
 mod manifest;
 mod run;
 mod state;
+mod versions;
 
+pub(crate) use books::{frame_keys, rejection_keys};
 pub use due::Finalize;
 pub use manifest::{Completion, Manifest, latest_completion};
 pub use run::{EpochError, EpochReport, EpochSetup, Epochs, table_specs};
-pub(crate) use run::{frame_keys, rejection_keys};
 pub use state::{EngineState, OpenWindow, TableVersions};

@@ -69,9 +69,10 @@ impl Rewriter<'_> {
 
     /// Takes the versions off one FROM item; returns how each joined table is restricted in time.
     fn from_item(&mut self, item: &mut TableWithJoins, selection: &mut Option<Expr>) -> Vec<Validity> {
-        let inner_only = item.joins.iter().all(|join| {
-            matches!(join.join_operator, JoinOperator::Join(_) | JoinOperator::Inner(_) | JoinOperator::CrossJoin(_))
-        });
+        let inner_only = item
+            .joins
+            .iter()
+            .all(|join| matches!(join.join_operator, JoinOperator::Join(_) | JoinOperator::Inner(_) | JoinOperator::CrossJoin(_)));
         let place = Place::of(item.relation.span());
         let (predicate, _) = self.factor(&mut item.relation, selection.as_ref());
         if let Some(predicate) = predicate {
@@ -134,7 +135,11 @@ impl Rewriter<'_> {
             }
             Some(TableVersion::ForSystemTimeAsOf(instant)) if has_validity => {
                 if mentions_table(&instant, &alias) {
-                    self.error("as-of", place, format!("the instant of `{table}` is a column of `{table}` itself; name a time of another table"));
+                    self.error(
+                        "as-of",
+                        place,
+                        format!("the instant of `{table}` is a column of `{table}` itself; name a time of another table"),
+                    );
                 }
                 (Some(valid_at(&alias, instant)), Validity::AsOf)
             }
@@ -179,15 +184,18 @@ impl Rewriter<'_> {
     /// Sees to it that no usage row is charged several times: joins whose keys make them unique need nothing, others
     /// are checked at run time, and what cannot be checked is refused.
     fn fan_out_checks(&mut self, select: &Select, validities: &[Vec<Validity>]) {
-        let relations: Vec<&TableFactor> =
-            select.from.iter().flat_map(|item| std::iter::once(&item.relation).chain(item.joins.iter().map(|join| &join.relation))).collect();
+        let relations: Vec<&TableFactor> = select
+            .from
+            .iter()
+            .flat_map(|item| std::iter::once(&item.relation).chain(item.joins.iter().map(|join| &join.relation)))
+            .collect();
         let is_single_row = |factor: &TableFactor| matches!(factor, TableFactor::Table { name, .. } if single_name(name).as_deref() == Some("billing_window"));
         let others = relations.iter().filter(|factor| usage_alias(factor).is_none() && !is_single_row(factor)).count();
         let usages: Vec<Ident> = relations.iter().filter_map(|factor| usage_alias(factor)).collect();
         let opaque = relations.iter().any(|factor| match factor {
-            TableFactor::Table { name, .. } => single_name(name).is_some_and(|name| {
-                name != "usage" && name != "billing_window" && self.reference.table(&name).is_none()
-            }),
+            TableFactor::Table { name, .. } => {
+                single_name(name).is_some_and(|name| name != "usage" && name != "billing_window" && self.reference.table(&name).is_none())
+            }
             _ => true,
         });
         if self.fan_out_allowed || (usages.is_empty() && !opaque) || usages.len() + others < 2 {
@@ -208,7 +216,11 @@ impl Rewriter<'_> {
         }
         let unique = select.from.iter().zip(validities).all(|(item, validities)| {
             (usage_alias(&item.relation).is_some() || is_single_row(&item.relation))
-                && item.joins.iter().zip(validities).all(|(join, validity)| is_single_row(&join.relation) || self.is_unique(join, *validity))
+                && item
+                    .joins
+                    .iter()
+                    .zip(validities)
+                    .all(|(join, validity)| is_single_row(&join.relation) || self.is_unique(join, *validity))
         });
         if !unique {
             let table = relations.iter().find_map(|factor| match factor {
@@ -278,7 +290,12 @@ impl VisitorMut for Rewriter<'_> {
         let place = Place::of(expr.span());
         match expr {
             Expr::BinaryOp {
-                op: BinaryOperator::BitwiseXor | BinaryOperator::BitwiseAnd | BinaryOperator::BitwiseOr | BinaryOperator::PGBitwiseXor | BinaryOperator::PGExp,
+                op:
+                    BinaryOperator::BitwiseXor
+                    | BinaryOperator::BitwiseAnd
+                    | BinaryOperator::BitwiseOr
+                    | BinaryOperator::PGBitwiseXor
+                    | BinaryOperator::PGExp,
                 ..
             } => self.error("operator", place, "the operators ^ & | # are not for money (^ is no power); write the product out"),
             Expr::Value(value) => {

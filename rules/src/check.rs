@@ -110,7 +110,8 @@ pub(crate) fn across(rules: &[Rule], diagnostics: &mut Diagnostics) {
             }
             for column in rule.further_columns() {
                 if let Some(known) = other.further_columns().find(|known| known.name.eq_ignore_ascii_case(&column.name))
-                    && (known.name != column.name || crate::evaluate::stored_type(&known.data_type) != crate::evaluate::stored_type(&column.data_type))
+                    && (known.name != column.name
+                        || crate::evaluate::stored_type(&known.data_type) != crate::evaluate::stored_type(&column.data_type))
                 {
                     let message = format!(
                         "column `{}` has type {} here and {} in {}; the ledger has one type for it",

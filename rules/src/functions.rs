@@ -35,17 +35,14 @@ const SCALARS: [&str; 31] = [
     "least",
     "left",
     "lower",
-    
     "ltrim",
     "map_extract",
     "nullif",
     "nvl",
     "octet_length",
-    
     "replace",
     "reverse",
     "right",
-    
     "rtrim",
     "split_part",
     "starts_with",

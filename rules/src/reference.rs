@@ -535,7 +535,8 @@ fn wrong_name(name: &str) -> Option<String> {
     if TAKEN.contains(&name) {
         return Some(format!("`{name}` is a table of Ratemill's own; call the file something else"));
     }
-    let sound = name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_') && !name.starts_with(|c: char| c.is_ascii_digit());
+    let sound =
+        name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_') && !name.starts_with(|c: char| c.is_ascii_digit());
     (!sound).then(|| format!("`{name}` cannot be a table name; use lower-case letters, digits and _"))
 }
 

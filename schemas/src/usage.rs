@@ -147,9 +147,8 @@ impl UsageSchema {
     /// # Errors
     /// When a column is missing that every event has, or a dimension changed its type.
     pub fn keys(&self, batch: &RecordBatch, hasher: &EventHasher) -> Result<Vec<EventKey>, ArrowError> {
-        let column = |name: &str| {
-            batch.column_by_name(name).ok_or_else(|| ArrowError::SchemaError(format!("usage has no column `{name}`")))
-        };
+        let column =
+            |name: &str| batch.column_by_name(name).ok_or_else(|| ArrowError::SchemaError(format!("usage has no column `{name}`")));
         let text = |name: &str| -> Result<&arrow::array::StringArray, ArrowError> { Ok(column(name)?.as_string::<i32>()) };
         let (source, id, meter, subject) = (text("source")?, text("id")?, text("meter")?, text("subject")?);
         let time = column("time")?.as_primitive::<TimestampMicrosecondType>();
@@ -159,7 +158,8 @@ impl UsageSchema {
         for dimension in &self.dimensions {
             if let Some(column) = batch.column_by_name(&dimension.name) {
                 if *column.data_type() != dimension.kind.arrow() {
-                    let message = format!("dimension `{}` was {}, declared is {}", dimension.name, column.data_type(), dimension.kind.arrow());
+                    let message =
+                        format!("dimension `{}` was {}, declared is {}", dimension.name, column.data_type(), dimension.kind.arrow());
                     return Err(ArrowError::SchemaError(message));
                 }
                 dimensions.push((dimension, column));

@@ -161,8 +161,9 @@ impl<'a> Fields<'a> {
         };
         let mut nested = Vec::new();
         let mut deserializer = serde_json::Deserializer::from_str(raw);
-        let result =
-            ObjectSeed { fields: self, nested: &mut nested, prefix: &prefix }.deserialize(&mut deserializer).and_then(|()| deserializer.end());
+        let result = ObjectSeed { fields: self, nested: &mut nested, prefix: &prefix }
+            .deserialize(&mut deserializer)
+            .and_then(|()| deserializer.end());
         if let Err(error) = result {
             return Err(if error.is_data() {
                 (Reason::NotAnObject, "the record is JSON, but not an object".to_owned())

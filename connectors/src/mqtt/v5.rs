@@ -10,10 +10,10 @@ use rumqttc_v5::{
 };
 use tokio::sync::mpsc;
 
-use super::{Backoff, PACKET_BYTES_MAX};
 use super::config::{MqttConfig, MqttError};
 use super::delivery::{Ack, Acker, Client, Delivery, Ticket};
 use super::tls;
+use super::{Backoff, PACKET_BYTES_MAX};
 
 pub(super) fn connect(config: &MqttConfig) -> Result<(AsyncClient, EventLoop), MqttError> {
     let (host, port, with_tls) = config.broker()?;

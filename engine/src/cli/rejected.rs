@@ -181,7 +181,9 @@ fn decode(pipeline: &Pipeline, connector: &str, place: FileKind, rows: &[(&str, 
                 (plain(connector, &config.mapping, &config.identity)?, Shape::Plain)
             }
         }
-        _ => (Mapping::cloud_events(&schema, settings.config.http.as_ref().and_then(crate::config::HttpConfig::quantity)), Shape::CloudEvent),
+        _ => {
+            (Mapping::cloud_events(&schema, settings.config.http.as_ref().and_then(crate::config::HttpConfig::quantity)), Shape::CloudEvent)
+        }
     };
     let mut collector = Collector::new(&context, &mapping, Positions::Index, RawRecords::Messages(Vec::new()), rows.len());
     let template = mqtt.and_then(|mqtt| mqtt.template.as_deref()).and_then(|template| TopicTemplate::parse(template).ok());

@@ -6,19 +6,19 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use arrow::array::{AsArray, RecordBatch};
-use arrow::compute::{concat_batches, filter_record_batch};
-use arrow::datatypes::TimestampMicrosecondType;
+use arrow::compute::concat_batches;
 use datafusion::common::ScalarValue;
 use datafusion::execution::runtime_env::RuntimeEnv;
 use datafusion::prelude::{col, lit};
 use ratemill_rules::functions::FUNCTIONS_VERSION;
 use ratemill_rules::session::{SessionLimits, runtime, session};
-use ratemill_rules::{Diagnostics, Evaluator, RateError, ReferenceData, Rule, RuleProject, WindowCharges};
-use ratemill_schemas::files::{self, FileClaim};
+use ratemill_rules::{Evaluator, RateError, ReferenceData, Rule, RuleProject, WindowCharges};
+use ratemill_schemas::files;
 use ratemill_schemas::invoicing::InvoicingCalendar;
 use ratemill_schemas::windows::WindowError;
 use ratemill_schemas::{EventHasher, EventKey, UsageSchema, Window, charges, rejected, time};
 
+use super::books::{check_books, claims_batch, frame_keys, merge_days, rows_of};
 use super::due::{self, Finalize};
 use super::manifest::{Completion, Manifest, WindowTask, completion_name, encode, manifest_name, read};
 use super::state::{EngineState, Finalized, TableVersions};
@@ -101,41 +101,41 @@ pub struct EpochReport {
 
 /// The tables of the lake.
 #[derive(Debug)]
-struct Tables {
-    usage: LakeTable,
-    rejected: LakeTable,
-    files: LakeTable,
-    charges: LakeTable,
+pub(super) struct Tables {
+    pub(super) usage: LakeTable,
+    pub(super) rejected: LakeTable,
+    pub(super) files: LakeTable,
+    pub(super) charges: LakeTable,
 }
 
 /// Runs epochs, one after the other.
 #[derive(Debug)]
 pub struct Epochs {
-    lake: Lake,
-    ownership: Ownership,
-    tables: Tables,
-    project: RuleProject,
-    schema: Arc<UsageSchema>,
-    state: EngineState,
-    last: i64,
-    log_folder: PathBuf,
-    dedup_folder: PathBuf,
-    log_id: String,
-    hasher: EventHasher,
-    progress: Arc<CaptureProgress>,
-    calendar: InvoicingCalendar,
-    runtime: Arc<RuntimeEnv>,
-    limits: SessionLimits,
-    idle: i64,
-    epoch_bytes: u64,
-    inputs: Vec<String>,
-    opened_at: i64,
+    pub(super) lake: Lake,
+    pub(super) ownership: Ownership,
+    pub(super) tables: Tables,
+    pub(super) project: RuleProject,
+    pub(super) schema: Arc<UsageSchema>,
+    pub(super) state: EngineState,
+    pub(super) last: i64,
+    pub(super) log_folder: PathBuf,
+    pub(super) dedup_folder: PathBuf,
+    pub(super) log_id: String,
+    pub(super) hasher: EventHasher,
+    pub(super) progress: Arc<CaptureProgress>,
+    pub(super) calendar: InvoicingCalendar,
+    pub(super) runtime: Arc<RuntimeEnv>,
+    pub(super) limits: SessionLimits,
+    pub(super) idle: i64,
+    pub(super) epoch_bytes: u64,
+    pub(super) inputs: Vec<String>,
+    pub(super) opened_at: i64,
     /// Versions that published windows and are no longer in the project: late usage of those windows is theirs.
-    former: Vec<Rule>,
+    pub(super) former: Vec<Rule>,
     /// A manifest that is written, but not completed: it is finished before anything else.
-    unfinished: Option<Manifest>,
+    pub(super) unfinished: Option<Manifest>,
     /// Windows whose rule failed since the start: not tried again before there is new usage.
-    failed: HashSet<(String, Window)>,
+    pub(super) failed: HashSet<(String, Window)>,
 }
 
 /// What [`Epochs::open`] needs beside the lake.
@@ -257,48 +257,6 @@ impl Epochs {
         epochs.check_against_ledger()?;
         epochs.load_former().await;
         Ok(epochs)
-    }
-
-    /// What is published must fit the project: every rule is there, its windows are cut as they were, and its further
-    /// columns have the types that the ledger has.
-    fn check_against_ledger(&self) -> Result<(), EpochError> {
-        let wrong = |rule: &str, version: &str, message: String| EpochError::Version { rule: rule.to_owned(), version: version.to_owned(), message };
-        for range in self.state.finalized.iter().filter(|range| range.published) {
-            let Some(rule) = self.project.rules.iter().find(|rule| rule.name == range.rule) else {
-                let message = "has published windows, but its file is gone; put it back, and end it with effective_to if it is over".to_owned();
-                return Err(wrong(&range.rule, &range.rule_version, message));
-            };
-            let window = &rule.options.window;
-            if window.window_of(range.start)?.start != range.start || window.window_of(range.end - 1)?.end != range.end {
-                let message = "has published windows that were cut differently; keep window and timezone, or give the new rule another name, and end this one with effective_to".to_owned();
-                return Err(wrong(&range.rule, &rule.version, message));
-            }
-        }
-        let ledger = self.tables.charges.schema()?;
-        for rule in &self.project.rules {
-            for column in rule.further_columns() {
-                let Some(known) = ledger.fields().iter().find(|field| field.name().eq_ignore_ascii_case(&column.name)) else { continue };
-                let stored = ratemill_rules::evaluate::stored_type(&column.data_type);
-                if *known.name() != column.name || *known.data_type() != stored {
-                    let message = format!("column `{}` is {stored}, but the ledger has `{}` as {}; give it another name", column.name, known.name(), known.data_type());
-                    return Err(wrong(&rule.name, &rule.version, message));
-                }
-            }
-        }
-        Ok(())
-    }
-
-    async fn load_former(&mut self) {
-        for range in self.state.finalized.clone() {
-            let known = |rule: &Rule| rule.name == range.rule && rule.version == range.rule_version;
-            if !range.published || self.project.rules.iter().any(known) || self.former.iter().any(known) {
-                continue;
-            }
-            match self.version(&range.rule, &range.rule_version, &range.reference_version).await {
-                Ok(project) => self.former.extend(project.rules.into_iter().filter(|rule| rule.version == range.rule_version)),
-                Err(error) => tracing::error!(%error, "late usage of windows that this version published cannot be rated"),
-            }
-        }
     }
 
     /// The state after the last epoch.
@@ -493,7 +451,8 @@ impl Epochs {
             DedupIndex::save_run(&self.dedup_folder, manifest.from, manifest.to, ingested_max, &keys)?;
         }
         let drained: u64 = frames.iter().map(|frame| frame.bytes).sum();
-        let _ = self.progress.undrained_bytes.fetch_update(Ordering::AcqRel, Ordering::Acquire, |bytes| Some(bytes.saturating_sub(drained)));
+        let _ =
+            self.progress.undrained_bytes.fetch_update(Ordering::AcqRel, Ordering::Acquire, |bytes| Some(bytes.saturating_sub(drained)));
         self.progress.drained.store(manifest.to, Ordering::Release);
         log::trim(&self.log_folder, manifest.to)?;
         #[allow(clippy::cast_precision_loss)]
@@ -560,7 +519,14 @@ impl Epochs {
     }
 
     /// The windows of a rule that failed stay as they were, and late ones are tried again.
-    fn note_failure(&mut self, error: &dyn std::error::Error, rule: &str, tasks: &[&WindowTask], state: &mut EngineState, failures: &mut Vec<String>) {
+    fn note_failure(
+        &mut self,
+        error: &dyn std::error::Error,
+        rule: &str,
+        tasks: &[&WindowTask],
+        state: &mut EngineState,
+        failures: &mut Vec<String>,
+    ) {
         tracing::error!(%error, "a rule failed; its windows stay open until it is mended");
         metrics::counter!("ratemill_rule_failures_total", "rule" => rule.to_owned()).increment(1);
         failures.push(error.to_string());
@@ -632,40 +598,6 @@ impl Epochs {
         }
     }
 
-    /// The project at a version: the present one, or an older one out of the lake.
-    async fn version(&self, rule: &str, rule_version: &str, reference_version: &str) -> Result<RuleProject, EpochError> {
-        if self.project.reference.version() == reference_version && self.project.rule(rule, rule_version).is_some() {
-            return Ok(self.project.clone());
-        }
-        let missing = |message: String| EpochError::Version { rule: rule.to_owned(), version: rule_version.to_owned(), message };
-        let text =
-            self.lake.read(&rule_file(rule, rule_version)).await?.ok_or_else(|| missing("is not in the lake any more".to_owned()))?;
-        let files = self
-            .lake
-            .read(&reference_file(reference_version))
-            .await?
-            .ok_or_else(|| missing(format!("reference version {reference_version} is not in the lake any more")))?;
-        let files = serde_json::from_slice(&files).map_err(|error| missing(error.to_string()))?;
-        let mut diagnostics = Diagnostics::default();
-        let reference = ReferenceData::from_files(files, "lake", &mut diagnostics);
-        let text = String::from_utf8_lossy(&text).into_owned();
-        RuleProject::check(vec![(rule_file(rule, rule_version), text)], reference, Arc::clone(&self.schema), diagnostics)
-            .await
-            .map(|(project, _)| project)
-            .map_err(|diagnostics| missing(diagnostics.to_string()))
-    }
-
-    /// Keeps the present rules and reference data in the lake, under their versions.
-    async fn keep_versions(&self) -> Result<(), EpochError> {
-        for rule in &self.project.rules {
-            self.lake.create(&rule_file(&rule.name, &rule.version), rule.text.clone().into_bytes()).await?;
-        }
-        let name = reference_file(self.project.reference.version());
-        let content = encode(&name, &self.project.reference.files())?;
-        self.lake.create(&name, content).await?;
-        Ok(())
-    }
-
     /// Gives the lake up.
     ///
     /// # Errors
@@ -675,121 +607,4 @@ impl Epochs {
         self.ownership.release(drained).await?;
         Ok(())
     }
-}
-
-/// Keys of everything that a frame holds, rejections included.
-pub(crate) fn frame_keys(
-    frame: &Frame,
-    schema: &UsageSchema,
-    hasher: &EventHasher,
-    keys: &mut Vec<EventKey>,
-) -> Result<(), arrow::error::ArrowError> {
-    if let Some(usage) = &frame.usage {
-        keys.extend(schema.keys(usage, hasher)?);
-    }
-    if let Some(rejected) = &frame.rejected {
-        keys.extend(rejection_keys(rejected, hasher));
-    }
-    Ok(())
-}
-
-/// Keys of rejected rows, in any batch that has their columns.
-pub(crate) fn rejection_keys(rejected: &RecordBatch, hasher: &EventHasher) -> Vec<EventKey> {
-    let column = |name: &str| rejected.column_by_name(name);
-    let (Some(connector), Some(position), Some(reason), Some(raw)) =
-        (column("connector"), column("position"), column("reason"), column("raw"))
-    else {
-        return Vec::new();
-    };
-    let (connector, position, reason, raw) =
-        (connector.as_string::<i32>(), position.as_string::<i32>(), reason.as_string::<i32>(), raw.as_binary::<i32>());
-    let conflict = ratemill_schemas::Reason::IdentityConflict.code();
-    (0..rejected.num_rows())
-        .map(|row| {
-            let position = if reason.value(row) == conflict { "" } else { position.value(row) };
-            EventKey { identity: hasher.rejection(connector.value(row), position, reason.value(row), raw.value(row)), content: 0 }
-        })
-        .collect()
-}
-
-fn check_books(manifest: &Manifest, frames: &[Frame], usage: &[RecordBatch], rejected: &[RecordBatch]) -> Result<(), EpochError> {
-    let wrong = |message: String| Err(EpochError::Books { epoch: manifest.epoch, message });
-    let end = frames.last().map_or(manifest.from, |frame| frame.header.end());
-    if end != manifest.to {
-        return wrong(format!("the log holds positions {} to {end}, the manifest says {}", manifest.from, manifest.to));
-    }
-    let rows = |batches: &[RecordBatch]| batches.iter().map(RecordBatch::num_rows).sum::<usize>();
-    let logged: usize = frames.iter().map(|frame| frame.header.rows).sum();
-    if rows(usage) != logged {
-        return wrong(format!("{logged} events were logged, {} would be stored", rows(usage)));
-    }
-    let logged: usize = frames.iter().map(|frame| frame.header.rejected).sum();
-    if rows(rejected) != logged {
-        return wrong(format!("{logged} records were rejected, {} would be stored", rows(rejected)));
-    }
-    Ok(())
-}
-
-/// One batch for all rows, so that each day becomes one file.
-fn merge_days(batches: &[RecordBatch]) -> Result<Vec<RecordBatch>, arrow::error::ArrowError> {
-    const ROWS_MAX: usize = 1 << 20;
-    let mut merged = Vec::new();
-    let mut start = 0;
-    while start < batches.len() {
-        let mut end = start + 1;
-        let mut rows = batches[start].num_rows();
-        while end < batches.len() && rows + batches[end].num_rows() <= ROWS_MAX {
-            rows += batches[end].num_rows();
-            end += 1;
-        }
-        merged.push(concat_batches(&batches[start].schema(), &batches[start..end])?);
-        start = end;
-    }
-    Ok(merged)
-}
-
-fn rows_of(published: &RecordBatch, window: Window) -> Result<RecordBatch, arrow::error::ArrowError> {
-    let bound = |name: &str| published.column_by_name(name).map(|column| column.as_primitive::<TimestampMicrosecondType>().clone());
-    match (bound("window_start"), bound("window_end")) {
-        (Some(starts), Some(ends)) => {
-            let mask =
-                starts.values().iter().zip(ends.values()).map(|(start, end)| Some(*start == window.start && *end == window.end)).collect();
-            filter_record_batch(published, &mask)
-        }
-        _ => Ok(published.slice(0, 0)),
-    }
-}
-
-fn claims_batch(frames: &[Frame]) -> Result<RecordBatch, arrow::error::ArrowError> {
-    use arrow::array::{ArrayRef, Int64Array, StringArray, TimestampMicrosecondArray};
-    let claims: Vec<(i64, &FileClaim)> =
-        frames.iter().flat_map(|frame| frame.header.claims.iter().map(|claim| (frame.header.ingested_at, claim))).collect();
-    let text =
-        |value: fn(&FileClaim) -> &str| Arc::new(claims.iter().map(|(_, claim)| Some(value(claim))).collect::<StringArray>()) as ArrayRef;
-    let number = |value: fn(&FileClaim) -> u64| {
-        Arc::new(claims.iter().map(|(_, claim)| i64::try_from(value(claim)).ok()).collect::<Int64Array>()) as ArrayRef
-    };
-    let times: TimestampMicrosecondArray = claims.iter().map(|(at, _)| Some(*at)).collect();
-    RecordBatch::try_new(
-        files::schema(),
-        vec![
-            Arc::new(times.with_timezone("UTC")),
-            text(|claim| &claim.connector),
-            text(|claim| &claim.path),
-            text(|claim| &claim.etag),
-            number(|claim| claim.size),
-            text(|claim| &claim.content_hash),
-            text(|claim| claim.state.as_str()),
-            number(|claim| claim.rows),
-            number(|claim| claim.rejected),
-        ],
-    )
-}
-
-fn rule_file(rule: &str, version: &str) -> String {
-    format!("rules/{rule}-{version}.sql")
-}
-
-fn reference_file(version: &str) -> String {
-    format!("reference/{version}.json")
 }

@@ -65,8 +65,7 @@ impl LogWriter {
     fn open_segment(&self) -> Result<Segment, LogError> {
         let path = self.folder.join(format!("{:020}.log", self.position));
         // A segment of this name can only be an empty one that a crash left.
-        let file =
-            OpenOptions::new().create(true).write(true).truncate(true).open(&path).map_err(|error| LogError::io(&path, error))?;
+        let file = OpenOptions::new().create(true).write(true).truncate(true).open(&path).map_err(|error| LogError::io(&path, error))?;
         sync_folder(&self.folder).map_err(|error| LogError::io(&self.folder, error))?;
         Ok(Segment { path, file, bytes: 0, first: self.position })
     }

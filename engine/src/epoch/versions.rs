@@ -1,0 +1,104 @@
+//! Versions of rules and reference data: kept in the lake, found again, and compared with what is published.
+
+use std::sync::Arc;
+
+use ratemill_rules::{Diagnostics, ReferenceData, Rule, RuleProject};
+
+use super::manifest::encode;
+use super::run::{EpochError, Epochs};
+
+impl Epochs {
+    /// What is published must fit the project: every rule is there, its windows are cut as they were, and its further
+    /// columns have the types that the ledger has.
+    pub(super) fn check_against_ledger(&self) -> Result<(), EpochError> {
+        let wrong = |rule: &str, version: &str, message: String| EpochError::Version {
+            rule: rule.to_owned(),
+            version: version.to_owned(),
+            message,
+        };
+        for range in self.state.finalized.iter().filter(|range| range.published) {
+            let Some(rule) = self.project.rules.iter().find(|rule| rule.name == range.rule) else {
+                let message =
+                    "has published windows, but its file is gone; put it back, and end it with effective_to if it is over".to_owned();
+                return Err(wrong(&range.rule, &range.rule_version, message));
+            };
+            let window = &rule.options.window;
+            if window.window_of(range.start)?.start != range.start || window.window_of(range.end - 1)?.end != range.end {
+                let message = "has published windows that were cut differently; keep window and timezone, or give the new rule another name, and end this one with effective_to".to_owned();
+                return Err(wrong(&range.rule, &rule.version, message));
+            }
+        }
+        let ledger = self.tables.charges.schema()?;
+        for rule in &self.project.rules {
+            for column in rule.further_columns() {
+                let Some(known) = ledger.fields().iter().find(|field| field.name().eq_ignore_ascii_case(&column.name)) else { continue };
+                let stored = ratemill_rules::evaluate::stored_type(&column.data_type);
+                if *known.name() != column.name || *known.data_type() != stored {
+                    let message = format!(
+                        "column `{}` is {stored}, but the ledger has `{}` as {}; give it another name",
+                        column.name,
+                        known.name(),
+                        known.data_type()
+                    );
+                    return Err(wrong(&rule.name, &rule.version, message));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) async fn load_former(&mut self) {
+        for range in self.state.finalized.clone() {
+            let known = |rule: &Rule| rule.name == range.rule && rule.version == range.rule_version;
+            if !range.published || self.project.rules.iter().any(known) || self.former.iter().any(known) {
+                continue;
+            }
+            match self.version(&range.rule, &range.rule_version, &range.reference_version).await {
+                Ok(project) => self.former.extend(project.rules.into_iter().filter(|rule| rule.version == range.rule_version)),
+                Err(error) => tracing::error!(%error, "late usage of windows that this version published cannot be rated"),
+            }
+        }
+    }
+
+    /// The project at a version: the present one, or an older one out of the lake.
+    pub(super) async fn version(&self, rule: &str, rule_version: &str, reference_version: &str) -> Result<RuleProject, EpochError> {
+        if self.project.reference.version() == reference_version && self.project.rule(rule, rule_version).is_some() {
+            return Ok(self.project.clone());
+        }
+        let missing = |message: String| EpochError::Version { rule: rule.to_owned(), version: rule_version.to_owned(), message };
+        let text =
+            self.lake.read(&rule_file(rule, rule_version)).await?.ok_or_else(|| missing("is not in the lake any more".to_owned()))?;
+        let files = self
+            .lake
+            .read(&reference_file(reference_version))
+            .await?
+            .ok_or_else(|| missing(format!("reference version {reference_version} is not in the lake any more")))?;
+        let files = serde_json::from_slice(&files).map_err(|error| missing(error.to_string()))?;
+        let mut diagnostics = Diagnostics::default();
+        let reference = ReferenceData::from_files(files, "lake", &mut diagnostics);
+        let text = String::from_utf8_lossy(&text).into_owned();
+        RuleProject::check(vec![(rule_file(rule, rule_version), text)], reference, Arc::clone(&self.schema), diagnostics)
+            .await
+            .map(|(project, _)| project)
+            .map_err(|diagnostics| missing(diagnostics.to_string()))
+    }
+
+    /// Keeps the present rules and reference data in the lake, under their versions.
+    pub(super) async fn keep_versions(&self) -> Result<(), EpochError> {
+        for rule in &self.project.rules {
+            self.lake.create(&rule_file(&rule.name, &rule.version), rule.text.clone().into_bytes()).await?;
+        }
+        let name = reference_file(self.project.reference.version());
+        let content = encode(&name, &self.project.reference.files())?;
+        self.lake.create(&name, content).await?;
+        Ok(())
+    }
+}
+
+fn rule_file(rule: &str, version: &str) -> String {
+    format!("rules/{rule}-{version}.sql")
+}
+
+fn reference_file(version: &str) -> String {
+    format!("reference/{version}.json")
+}
