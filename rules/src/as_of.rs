@@ -68,7 +68,7 @@ impl Rewriter<'_> {
     }
 
     /// Takes the versions off one FROM item; returns how each joined table is restricted in time.
-    fn from_item(&mut self, item: &mut TableWithJoins, selection: &mut Option<Expr>) -> Vec<Validity> {
+    fn restrict_item(&mut self, item: &mut TableWithJoins, selection: &mut Option<Expr>) -> Vec<Validity> {
         let inner_only = item
             .joins
             .iter()
@@ -264,7 +264,7 @@ impl VisitorMut for Rewriter<'_> {
             for join in &item.joins {
                 self.refuse_ignored(&join.relation);
             }
-            validities.push(self.from_item(item, &mut selection));
+            validities.push(self.restrict_item(item, &mut selection));
         }
         select.from = from;
         select.selection = selection;

@@ -107,12 +107,8 @@ pub fn read_range(folder: &Path, from: i64, to: i64, bytes_max: u64) -> Result<V
         }
         let bytes = std::fs::read(path).map_err(|error| LogError::io(path, error))?;
         let mut offset = 0;
-        loop {
-            let (payload, next) = match step(&bytes, offset) {
-                Step::Frame(payload, next) => (payload, next),
-                // At a bad one, capture may be writing at this moment; damage shows as a gap.
-                Step::End | Step::Bad => break,
-            };
+        // At a bad frame, capture may be writing at this moment; damage shows as a gap.
+        while let Step::Frame(payload, next) = step(&bytes, offset) {
             offset = next;
             let arrow = |source| LogError::Arrow { path: path.clone(), source };
             let (header, _) = decode_header(payload).map_err(arrow)?;
