@@ -31,5 +31,5 @@ if ! "$venv/bin/python" -c 'import deltalake, polars, duckdb, boto3' 2>/dev/null
 fi
 
 export RATEMILL_TEST_VENV=$venv RATEMILL_RUNS=$runs RATEMILL_SEED=$seed
-cargo build --workspace --locked
+cargo build --workspace --all-targets --locked
 cargo test --workspace --locked --no-fail-fast

@@ -40,7 +40,7 @@ pub(crate) fn parse(file: &str, text: &str, diagnostics: &mut Diagnostics) -> Op
         return None;
     }
     let statement = statements.remove(0);
-    let place = Place::of(statement.span());
+    let place = Place::of(statement.span()).or(Some(Place::at(1, 1)));
     let Statement::CreateView(view) = statement else {
         diagnostics.push(Diagnostic::error("not-a-rule", file, text, place, "this is not a rule").help(shape));
         return None;

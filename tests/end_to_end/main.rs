@@ -12,5 +12,6 @@ mod http;
 mod lake;
 mod mqtt;
 mod project;
+mod regressions;
 mod servers;
 mod structure;
