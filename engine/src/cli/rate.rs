@@ -12,7 +12,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use object_store::local::LocalFileSystem;
 use object_store::path::Path as StorePath;
 use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt};
-use ratemill_connectors::files::FilesConfig;
+use ratemill_connectors::files::{Claims, FileReader, FilesConfig};
 use ratemill_connectors::mapping::FieldRef;
 use ratemill_schemas::{Decimal, windows};
 
@@ -21,6 +21,9 @@ use super::{Failure, Project, stop_signal};
 use crate::epoch::{EpochError, EpochReport, Finalize};
 use crate::pipeline::{OpenError, Pipeline, shown};
 use crate::query::Reader;
+
+/// Bytes of log that are moved into the lake while files are still being read.
+const LOG_BYTES: u64 = 96 << 20;
 
 /// `ratemill rate --usage FILES`
 #[derive(Debug, Args)]
@@ -62,9 +65,23 @@ impl Rate {
         let folder = &self.project.folder;
         let mut pipeline = Pipeline::open(folder, &shown(folder)).await?;
         let files = self.files()?;
-        let captured = self.capture(&pipeline, &files).await;
-        // First store all usage, so that the last event time is known and nothing closes before its time.
-        let mut reports = pipeline.epochs.run(Finalize::Nothing).await.map_err(OpenError::from)?;
+        let config = self.drop_config(&pipeline)?;
+        let reader = pipeline.file_reader(&config)?;
+        let claims = pipeline.claims_of(&config.name);
+        let mut capturing = tokio::spawn(capture(reader, claims, files));
+        // Usage goes into the lake beside capture; nothing closes before the last event time is known.
+        let mut reports = Vec::new();
+        let captured = loop {
+            tokio::select! {
+                captured = &mut capturing => break captured.map_err(Failure::failed)?,
+                () = pipeline.progress.grown.notified() => {
+                    if pipeline.progress.undrained_bytes.load(Ordering::Acquire) >= LOG_BYTES {
+                        reports.extend(pipeline.epochs.run(Finalize::Nothing).await.map_err(OpenError::from)?);
+                    }
+                }
+            }
+        };
+        reports.extend(pipeline.epochs.run(Finalize::Nothing).await.map_err(OpenError::from)?);
         let finalize = self.range(&pipeline)?;
         reports.extend(pipeline.epochs.run(finalize).await.map_err(OpenError::from)?);
         let failures: Vec<String> = reports.iter().flat_map(|report| report.failures.clone()).collect();
@@ -111,50 +128,6 @@ impl Rate {
         }
     }
 
-    async fn capture(&self, pipeline: &Pipeline, files: &[PathBuf]) -> Result<(), Failure> {
-        let config = self.drop_config(pipeline)?;
-        let reader = pipeline.file_reader(&config)?;
-        let claims = pipeline.claims_of(&config.name);
-        let store = LocalFileSystem::new();
-        let bar = progress_bar(files.len());
-        let rows = reader.rows_read();
-        let mut taken = 0;
-        let mut refused = Vec::new();
-        for file in files {
-            bar.set_message(file.file_name().unwrap_or_default().to_string_lossy().into_owned());
-            let (meta, path) = meta(&store, file).await?;
-            let etag = meta.e_tag.clone().unwrap_or_default();
-            if claims.get(&path).is_some_and(|claims| claims.iter().any(|claim| claim.etag == etag)) {
-                eprintln!("{path} was taken before");
-            } else {
-                let ticking = {
-                    let (bar, rows) = (bar.clone(), Arc::clone(&rows));
-                    tokio::spawn(async move {
-                        loop {
-                            bar.set_prefix(format!("{} rows", rows.load(Ordering::Relaxed)));
-                            tokio::time::sleep(Duration::from_millis(100)).await;
-                        }
-                    })
-                };
-                let claim = reader.take(&store, &meta, &path).await.map_err(Failure::failed)?;
-                ticking.abort();
-                taken += 1;
-                if claim.rows == 0 && claim.rejected > 0 {
-                    refused.push(path.clone());
-                } else if claim.rejected > 0 {
-                    eprintln!("{path}: {} of {} rows were rejected; see `ratemill rejected list`", claim.rejected, claim.rows);
-                }
-            }
-            bar.inc(1);
-        }
-        bar.finish_and_clear();
-        eprintln!("{taken} of {} files taken, {} rows", files.len(), rows.load(Ordering::Relaxed));
-        if refused.is_empty() {
-            return Ok(());
-        }
-        Err(Failure::failed(format!("refused as a whole: {}; see `ratemill rejected list`", refused.join(", "))))
-    }
-
     fn range(&self, pipeline: &Pipeline) -> Result<Finalize, Failure> {
         let zone = &pipeline.settings.config.billing.timezone;
         let instant = |text: &String| windows::instant_of_day(text, zone).map_err(Failure::usage);
@@ -168,6 +141,48 @@ impl Rate {
         };
         Ok(Finalize::Range { from, to, re_rate: self.re_rate })
     }
+}
+
+/// Takes the files one after the other, with a progress bar.
+async fn capture(reader: FileReader, claims: Claims, files: Vec<PathBuf>) -> Result<(), Failure> {
+    let store = LocalFileSystem::new();
+    let bar = progress_bar(files.len());
+    let rows = reader.rows_read();
+    let mut taken = 0;
+    let mut refused = Vec::new();
+    for file in &files {
+        bar.set_message(file.file_name().unwrap_or_default().to_string_lossy().into_owned());
+        let (meta, path) = meta(&store, file).await?;
+        let etag = meta.e_tag.clone().unwrap_or_default();
+        if claims.get(&path).is_some_and(|claims| claims.iter().any(|claim| claim.etag == etag)) {
+            eprintln!("{path} was taken before");
+        } else {
+            let ticking = {
+                let (bar, rows) = (bar.clone(), Arc::clone(&rows));
+                tokio::spawn(async move {
+                    loop {
+                        bar.set_prefix(format!("{} rows", rows.load(Ordering::Relaxed)));
+                        tokio::time::sleep(Duration::from_millis(100)).await;
+                    }
+                })
+            };
+            let claim = reader.take(&store, &meta, &path).await.map_err(Failure::failed)?;
+            ticking.abort();
+            taken += 1;
+            if claim.rows == 0 && claim.rejected > 0 {
+                refused.push(path.clone());
+            } else if claim.rejected > 0 {
+                eprintln!("{path}: {} of {} rows were rejected; see `ratemill rejected list`", claim.rejected, claim.rows);
+            }
+        }
+        bar.inc(1);
+    }
+    bar.finish_and_clear();
+    eprintln!("{taken} of {} files taken, {} rows", files.len(), rows.load(Ordering::Relaxed));
+    if refused.is_empty() {
+        return Ok(());
+    }
+    Err(Failure::failed(format!("refused as a whole: {}; see `ratemill rejected list`", refused.join(", "))))
 }
 
 /// Name of the connector of files that no drop of the project reads.

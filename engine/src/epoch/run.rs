@@ -348,7 +348,10 @@ impl Epochs {
             tasks.retain(|late| !(late.rule == task.rule && late.window == task.window));
             tasks.push(task);
         }
-        if frames.is_empty() {
+        if finalize == Finalize::Nothing {
+            // More usage of the same windows may follow: late windows are corrected once, with the last part.
+            state.pending = std::mem::take(&mut tasks);
+        } else if frames.is_empty() {
             let (again, rest): (Vec<_>, Vec<_>) =
                 tasks.into_iter().partition(|task| self.failed.contains(&(task.rule.clone(), task.window)));
             state.pending = again.into_iter().filter(|task| task.cause == "late usage").collect();
