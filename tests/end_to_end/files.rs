@@ -42,7 +42,7 @@ fn a_file_is_taken_once_and_a_change_is_reported() {
 
 #[test]
 fn an_s3_prefix_is_a_drop_too() {
-    let server = S3::shared();
+    let server = S3::start();
     let environment = server.environment();
     let project = Project::new(
         "[http]\nlisten = \"127.0.0.1:0\"\n[[files]]\nname = \"bucket\"\nurl = \"s3://lake/drops-in\"\nsettle = \"0 seconds\"\npoll = \"100 milliseconds\"\n",

@@ -4,7 +4,6 @@ use std::fs;
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::OnceLock;
 
 use crate::engine::{try_request, wait};
 
@@ -110,7 +109,7 @@ impl Drop for Mosquitto {
     }
 }
 
-/// SeaweedFS as an S3 server, one for all tests.
+/// SeaweedFS as an S3 server.
 pub struct S3 {
     folder: PathBuf,
     ports: [u16; 8],
@@ -176,12 +175,6 @@ impl S3 {
             answer.is_some_and(|(_, body)| body.contains(&format!("127.0.0.1:{}", self.ports[1])))
         };
         wait("the S3 server is ready", || healthy() && volumes());
-    }
-
-    /// The server as it is shared by tests that do not stop it.
-    pub fn shared() -> &'static Self {
-        static SERVER: OnceLock<S3> = OnceLock::new();
-        SERVER.get_or_init(Self::start)
     }
 
     pub fn endpoint(&self) -> String {
