@@ -115,7 +115,7 @@ impl Capture {
             if let Some(batch) = accepted(&submission.usage.batch, &verdicts).map_err(|source| self.arrow(source))? {
                 batches.push(batch);
             }
-            claims.append(&mut submission.claims.clone());
+            claims.append(&mut submission.claims);
             let time_max = submission.usage.time_max.filter(|_| !submission.historical);
             let progress = inputs.entry(Arc::clone(&submission.input)).or_default();
             *progress = (*progress).max(time_max);
