@@ -137,12 +137,7 @@ fn session(settings: &Settings) -> Result<SessionContext, QueryError> {
 
 /// The views: name and SQL.
 fn views(rounding: Rounding) -> [(&'static str, String); 2] {
-    let mode = match rounding {
-        Rounding::HalfUp => "half_up",
-        Rounding::HalfEven => "half_even",
-        Rounding::Up => "up",
-        Rounding::Down => "down",
-    };
+    let mode = rounding.name();
     // A line is (customer, contract, item, currency, billing period). A posting period bills what the line is worth,
     // rounded, less what was billed before: so Σ billed = round(Σ amount), whatever corrections come.
     let lines = format!(

@@ -1,15 +1,18 @@
 //! Rewrites on the syntax tree: as-of joins become predicates, negation becomes checked, and syntax that the planner
 //! would silently ignore is refused.
 
+use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 
+use ratemill_schemas::Rounding;
 use sqlparser::ast::{
-    BinaryOperator, Expr, Ident, Join, JoinConstraint, JoinOperator, LimitClause, ObjectName, Query, Select, SelectItem, SetExpr, Spanned,
+    BinaryOperator, DuplicateTreatment, Expr, Function, FunctionArg, FunctionArgExpr, FunctionArguments, Ident, Join, JoinConstraint, JoinOperator, LimitClause, ObjectName, Query, Select, SelectItem, SetExpr, Spanned,
     TableFactor, TableVersion, TableWithJoins, UnaryOperator, Value, VisitMut, VisitorMut, With,
 };
 
 use crate::diagnostics::{Diagnostic, Diagnostics, Place};
 use crate::reference::ReferenceData;
+use crate::rule::RuleOptions;
 
 /// A query that finds usage rows that match several reference rows.
 #[derive(Debug, Clone)]
@@ -25,24 +28,41 @@ pub(crate) struct FanOutCheck {
 pub(crate) struct Rewritten {
     pub(crate) fan_out: Vec<FanOutCheck>,
     pub(crate) tables: Vec<String>,
+    /// Rules whose earlier charges are read, and where it says so.
+    pub(crate) earlier: Vec<(String, Option<Place>)>,
 }
 
 pub(crate) fn rewrite(
     query: &mut Query,
     reference: &ReferenceData,
-    fan_out_allowed: bool,
+    rules: &BTreeSet<String>,
+    options: &RuleOptions,
     file: &str,
     text: &str,
     diagnostics: &mut Diagnostics,
 ) -> Rewritten {
     let with = query.with.clone();
-    let mut rewriter = Rewriter { reference, file, text, diagnostics, found: Rewritten::default(), with, subqueries: 0, fan_out_allowed };
+    let mut rewriter = Rewriter {
+        reference,
+        rules,
+        rounding: options.rounding,
+        file,
+        text,
+        diagnostics,
+        found: Rewritten::default(),
+        with,
+        subqueries: 0,
+        fan_out_allowed: options.fan_out_allowed,
+    };
     let _ = VisitMut::visit(query, &mut rewriter);
     rewriter.found
 }
 
 struct Rewriter<'a> {
     reference: &'a ReferenceData,
+    /// Names of rules, which can be read like tables.
+    rules: &'a BTreeSet<String>,
+    rounding: Option<Rounding>,
     file: &'a str,
     text: &'a str,
     diagnostics: &'a mut Diagnostics,
@@ -171,8 +191,8 @@ impl Rewriter<'_> {
                 {
                     self.error("unsupported", place, "table hints, samples and partitions are not allowed in rules");
                 }
-                if single_name(name).is_none() {
-                    self.error("table-name", place, "a table is named by one word");
+                if single_name(name).is_none() && earlier_name(name).is_none() {
+                    self.error("table-name", place, "a table is named by one word; charges of earlier windows are earlier.RULE");
                 }
             }
             TableFactor::Derived { .. } => {}
@@ -194,7 +214,11 @@ impl Rewriter<'_> {
         let usages: Vec<Ident> = relations.iter().filter_map(|factor| usage_alias(factor)).collect();
         let opaque = relations.iter().any(|factor| match factor {
             TableFactor::Table { name, .. } => {
-                single_name(name).is_some_and(|name| name != "usage" && name != "billing_window" && self.reference.table(&name).is_none())
+                single_name(name).is_some_and(|name| {
+                    !["usage", "billing_window", "opening"].contains(&name.as_str())
+                        && self.reference.table(&name).is_none()
+                        && !self.rules.contains(&name)
+                })
             }
             _ => true,
         });
@@ -229,6 +253,27 @@ impl Rewriter<'_> {
             });
             let query = Box::new(several_matches(select, usage, self.with.clone()));
             self.found.fan_out.push(FanOutCheck { query, table: table.unwrap_or_default() });
+        }
+    }
+
+    /// `unique(x)` is `count(DISTINCT x)`; rounding takes the rule's mode where a call names none.
+    fn plain_functions(&self, function: &mut Function) {
+        let Some(name) = single_name(&function.name) else { return };
+        let FunctionArguments::List(list) = &mut function.args else { return };
+        let text = |text: &str| {
+            FunctionArg::Unnamed(FunctionArgExpr::Expr(Expr::Value(Value::SingleQuotedString(text.to_owned()).with_empty_span())))
+        };
+        let number = |text: &str| {
+            FunctionArg::Unnamed(FunctionArgExpr::Expr(Expr::Value(Value::Number(text.to_owned(), false).with_empty_span())))
+        };
+        match (name.as_str(), list.args.len(), self.rounding) {
+            ("unique", 1, _) if list.duplicate_treatment.is_none() => {
+                function.name = ObjectName::from(vec![Ident::with_span(function.name.span(), "count")]);
+                list.duplicate_treatment = Some(DuplicateTreatment::Distinct);
+            }
+            ("round_money", 2, Some(mode)) | ("round", 2, Some(mode)) => list.args.push(text(mode.name())),
+            ("round", 1, Some(mode)) => list.args.extend([number("0"), text(mode.name())]),
+            _ => {}
         }
     }
 
@@ -275,6 +320,7 @@ impl VisitorMut for Rewriter<'_> {
     fn pre_visit_table_factor(&mut self, factor: &mut TableFactor) -> ControlFlow<()> {
         if let TableFactor::Table { name, version, .. } = factor {
             self.found.tables.extend(single_name(name));
+            self.found.earlier.extend(earlier_name(name).map(|rule| (rule, Place::of(name.span()))));
             if version.is_some() {
                 let place = Place::of(name.span());
                 self.error("as-of", place, "FOR SYSTEM_TIME AS OF is not read here; join the table in FROM, without parentheses");
@@ -327,6 +373,9 @@ impl VisitorMut for Rewriter<'_> {
         if matches!(expr, Expr::Exists { .. } | Expr::InSubquery { .. } | Expr::Subquery(_)) {
             self.subqueries -= 1;
         }
+        if let Expr::Function(function) = expr {
+            self.plain_functions(function);
+        }
         // The planner's negation wraps at the smallest number; a difference is checked.
         if let Expr::UnaryOp { op: UnaryOperator::Minus, expr: inner } = expr
             && !matches!(**inner, Expr::Value(_))
@@ -341,6 +390,16 @@ impl VisitorMut for Rewriter<'_> {
 fn single_name(name: &ObjectName) -> Option<String> {
     match name.0.as_slice() {
         [part] => part.as_ident().map(|ident| if ident.quote_style.is_some() { ident.value.clone() } else { ident.value.to_lowercase() }),
+        _ => None,
+    }
+}
+
+/// `NAME` of `earlier.NAME`.
+fn earlier_name(name: &ObjectName) -> Option<String> {
+    match name.0.as_slice() {
+        [schema, rule] if schema.as_ident().is_some_and(|ident| ident.value.eq_ignore_ascii_case("earlier")) => {
+            rule.as_ident().map(|ident| ident.value.to_lowercase())
+        }
         _ => None,
     }
 }

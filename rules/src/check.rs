@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use arrow::datatypes::{DataType, Field, Schema};
+use arrow::datatypes::DataType;
 use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion::common::{DataFusionError, SchemaError};
 use datafusion::datasource::MemTable;
@@ -11,11 +11,11 @@ use datafusion::logical_expr::utils::merge_schema;
 use datafusion::logical_expr::{Expr as PlanExpr, ExprSchemable, LogicalPlan, Volatility};
 use datafusion::prelude::SessionContext;
 use datafusion::sql::parser::Statement as PlanStatement;
-use ratemill_schemas::time::instant_type;
-use ratemill_schemas::{UsageSchema, charges};
+use ratemill_schemas::charges;
 use sqlparser::ast::{BinaryOperator, Expr, Query, SelectItem, SetExpr, Spanned, Statement, Value, visit_expressions};
 
 use crate::diagnostics::{Diagnostic, Diagnostics, Place};
+use crate::inputs::Inputs;
 use crate::reference::ReferenceData;
 use crate::rule::{OutputColumn, Rule};
 use crate::session;
@@ -26,23 +26,18 @@ pub(crate) struct Checked {
     pub(crate) meters: Option<Vec<String>>,
 }
 
-/// The columns of `billing_window`.
-pub(crate) fn window_schema() -> Arc<Schema> {
-    Arc::new(Schema::new(vec![Field::new("window_start", instant_type(), false), Field::new("window_end", instant_type(), false)]))
-}
-
 /// Plans the query against empty tables and looks at what it would do.
 pub(crate) async fn output(
     query: &Query,
     usage_scans: usize,
     reference: &ReferenceData,
-    usage: &UsageSchema,
+    inputs: &Inputs,
     file: &str,
     text: &str,
     diagnostics: &mut Diagnostics,
 ) -> Option<Checked> {
     let mut checker = Checker { file, text, diagnostics, query };
-    let context = match empty_session(reference, usage) {
+    let context = match empty_session(reference, inputs) {
         Ok(context) => context,
         Err(error) => {
             checker.plan_error(&error);
@@ -78,11 +73,11 @@ pub(crate) async fn output(
     (checker.diagnostics.0.len() == before).then(|| Checked { output, meters: meters(query, usage_scans) })
 }
 
-fn empty_session(reference: &ReferenceData, usage: &UsageSchema) -> Result<SessionContext, DataFusionError> {
+/// A session in which every table is there and empty.
+pub(crate) fn empty_session(reference: &ReferenceData, inputs: &Inputs) -> Result<SessionContext, DataFusionError> {
     let limits = session::SessionLimits { partitions: 1, ..session::SessionLimits::default() };
     let context = session::session(session::runtime(&limits)?, &limits);
-    context.register_table("usage", Arc::new(MemTable::try_new(usage.stored().clone(), vec![vec![]])?))?;
-    context.register_table("billing_window", Arc::new(MemTable::try_new(window_schema(), vec![vec![]])?))?;
+    inputs.register(&context, |_, schema| Ok(Arc::new(MemTable::try_new(Arc::clone(schema), vec![vec![]])?)))?;
     for table in reference.tables() {
         context.register_table(table.name(), Arc::new(MemTable::try_new(table.schema(), vec![vec![]])?))?;
     }

@@ -1,32 +1,37 @@
 //! Evaluating a rule over windows.
 //!
-//! `result(W) = ⋃ over w in W of {w} × query(usage of w, reference data)`: here every window is planned and run by
-//! itself. Whatever is faster must give the same; it belongs behind [`Evaluator::evaluate`], which is therefore given
-//! all windows at once.
+//! `result(W) = ⋃ over w in W of {w} × query(usage of w, opening(w), reference data)`. [`single`] does what this says,
+//! window by window; [`lifted`] plans the query once for all windows and must give the same. A rule whose query has a
+//! shape that cannot be lifted, or that reads its own earlier charges, runs window by window.
 
-use std::collections::HashMap;
-use std::sync::Arc;
+mod charges;
+mod lifted;
+mod shape;
+mod single;
 
-use arrow::array::{Array, ArrayRef, AsArray, RecordBatch, TimestampMicrosecondArray};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex};
+
+use arrow::array::RecordBatch;
 use arrow::compute::concat_batches;
-use arrow::datatypes::{DataType, Decimal128Type, Field, Schema};
-use arrow::util::display::{ArrayFormatter, FormatOptions};
 use datafusion::catalog::TableProvider;
-use datafusion::common::{Column, DataFusionError, ScalarValue, TableReference};
-use datafusion::datasource::{MemTable, ViewTable, provider_as_source};
+use datafusion::common::DataFusionError;
 use datafusion::execution::runtime_env::RuntimeEnv;
-use datafusion::logical_expr::{Expr, LogicalPlan, LogicalPlanBuilder, lit};
-use datafusion::prelude::SessionContext;
-use datafusion::sql::parser::Statement as PlanStatement;
-use ratemill_schemas::decimal::{DECIMAL, Decimal};
-use ratemill_schemas::time::format_instant;
-use ratemill_schemas::{Currency, Window};
-use sqlparser::ast::{Query, Statement};
+use futures::future::BoxFuture;
+use ratemill_schemas::Window;
+use ratemill_schemas::windows::WindowError;
 
-use crate::check::window_schema;
-use crate::reference::ReferenceData;
+pub use shape::{CHARGE_COLUMNS, identity, is_identity, stored_type};
+
+use crate::project::RuleProject;
 use crate::rule::Rule;
-use crate::session::{SessionLimits, session};
+use crate::session::SessionLimits;
+use crate::window_set::{Target, WindowSet};
+use charges::Evaluated;
+use shape::Shaper;
+
+/// Windows in one lifted execution: bounds its memory.
+const WINDOWS_AT_ONCE: usize = 16_384;
 
 /// The charges of one window: one row per identity.
 ///
@@ -83,22 +88,61 @@ pub enum RateError {
         /// The reference table.
         table: String,
     },
+    /// A window outside the calendar.
+    #[error("rule `{rule}`: {source}")]
+    Window {
+        /// The rule.
+        rule: String,
+        /// What is wrong.
+        source: WindowError,
+    },
 }
 
-/// Rates windows with one version of the reference data.
+/// How a rule is evaluated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// All windows in one execution where the query allows it, else window by window.
+    Auto,
+    /// All windows in one execution; a query that does not allow it is an error.
+    Lifted,
+    /// Window by window.
+    OneByOne,
+}
+
+/// Rates windows with one version of the rules and of the reference data.
 #[derive(Debug, Clone)]
 pub struct Evaluator {
     runtime: Arc<RuntimeEnv>,
     limits: SessionLimits,
-    reference: ReferenceData,
+    project: Arc<RuleProject>,
     usage: Arc<dyn TableProvider>,
+    mode: Mode,
+    /// Charges that are given instead of evaluated, by the name of their table.
+    given: BTreeMap<String, RecordBatch>,
+    evaluated: Arc<Mutex<Evaluated>>,
 }
 
 impl Evaluator {
     /// An evaluator over `usage`, which has the columns of `UsageSchema::stored` and holds every event once.
     #[must_use]
-    pub fn new(runtime: Arc<RuntimeEnv>, limits: SessionLimits, reference: ReferenceData, usage: Arc<dyn TableProvider>) -> Self {
-        Self { runtime, limits, reference, usage }
+    pub fn new(runtime: Arc<RuntimeEnv>, limits: SessionLimits, project: Arc<RuleProject>, usage: Arc<dyn TableProvider>) -> Self {
+        Self { runtime, limits, project, usage, mode: Mode::Auto, given: BTreeMap::new(), evaluated: Arc::default() }
+    }
+
+    /// The same, evaluating in this way.
+    #[must_use]
+    pub fn with_mode(mut self, mode: Mode) -> Self {
+        self.mode = mode;
+        self.evaluated = Arc::default();
+        self
+    }
+
+    /// The same, with the charges of a rule given instead of evaluated: `table` is the rule's name or `earlier.NAME`, and
+    /// `charges` has columns of [`WindowCharges`] and `window_start`, `window_end`.
+    #[must_use]
+    pub fn with_charges(mut self, table: &str, charges: RecordBatch) -> Self {
+        self.given.insert(table.to_owned(), charges);
+        self
     }
 
     /// The charges of each window, in order.
@@ -106,111 +150,109 @@ impl Evaluator {
     /// # Errors
     /// [`RateError`] names rule, window and, where it can be found, the subject or customer.
     pub async fn evaluate(&self, rule: &Rule, windows: &[Window]) -> Result<Vec<WindowCharges>, RateError> {
-        let mut results = Vec::with_capacity(windows.len());
-        for window in windows {
-            results.push(WindowCharges { window: *window, charges: self.window(rule, *window).await? });
-        }
-        Ok(results)
-    }
-
-    async fn window(&self, rule: &Rule, window: Window) -> Result<RecordBatch, RateError> {
-        if !rule.options.fan_out_allowed {
-            self.refuse_fan_out(rule, window).await?;
-        }
-        match self.run(&rule.query, window, None).await {
-            Ok(batch) => Shaper { rule, window }.shape(&batch),
-            Err(error) => {
-                let culprit = if rule.reads_usage { self.culprit(rule, window).await } else { None };
-                let culprit = culprit.map_or_else(String::new, |subject| format!(", subject `{subject}`"));
-                Err(RateError::Query { rule: rule.name.clone(), window, culprit, message: root_message(&error) })
+        let mut results: HashMap<Window, RecordBatch> = HashMap::with_capacity(windows.len());
+        if rule.reads_itself() && !self.given.contains_key(&format!("earlier.{}", rule.name)) {
+            self.in_sequence(rule, windows, &mut results).await?;
+        } else {
+            for windows in windows.chunks(WINDOWS_AT_ONCE) {
+                let set = self.set(rule, windows)?;
+                let charges = self.targets(rule, set).await?;
+                self.gather(rule, windows, charges, &mut results)?;
             }
         }
+        Ok(windows
+            .iter()
+            .map(|window| {
+                let charges = results.remove(window).unwrap_or_else(|| Shaper { rule, window: *window }.empty());
+                WindowCharges { window: *window, charges }
+            })
+            .collect())
     }
 
-    async fn refuse_fan_out(&self, rule: &Rule, window: Window) -> Result<(), RateError> {
-        for check in &rule.fan_out {
-            let found = self.run(&check.query, window, None).await.map_err(|error| RateError::Query {
-                rule: rule.name.clone(),
-                window,
-                culprit: String::new(),
-                message: root_message(&error),
-            })?;
-            if found.num_rows() > 0 {
-                let text = |index: usize| found.column(index).as_string::<i32>().value(0).to_owned();
-                return Err(RateError::FanOut {
-                    rule: rule.name.clone(),
-                    window,
-                    usage_source: text(0),
-                    id: text(1),
-                    table: check.table.clone(),
-                });
+    fn set(&self, rule: &Rule, windows: &[Window]) -> Result<Arc<WindowSet>, RateError> {
+        WindowSet::of(rule, &self.project.reference, windows)
+            .map(Arc::new)
+            .map_err(|source| RateError::Window { rule: rule.name.clone(), source })
+    }
+
+    /// Windows one after the other, each seeing the charges of those before; the rule reads its own.
+    async fn in_sequence(&self, rule: &Rule, windows: &[Window], results: &mut HashMap<Window, RecordBatch>) -> Result<(), RateError> {
+        let outside = |source| RateError::Window { rule: rule.name.clone(), source };
+        let wanted: std::collections::HashSet<Window> = windows.iter().copied().collect();
+        let to = windows.iter().map(|window| window.end).max().unwrap_or(i64::MIN);
+        let mut versions: Vec<&Rule> = self.project.rules.iter().filter(|version| version.name == rule.name).collect();
+        if !versions.iter().any(|version| version.version == rule.version) {
+            versions.push(rule);
+        }
+        let mut all: Vec<(Window, &Rule)> = Vec::new();
+        for version in versions {
+            let windows = version.windows_between(&self.project.reference, i64::MIN, to).map_err(outside)?;
+            all.extend(windows.into_iter().map(|window| (window, version)));
+        }
+        all.extend(windows.iter().filter(|window| !rule.in_force_at(window.start)).map(|window| (*window, rule)));
+        all.sort_by_key(|(window, _)| *window);
+        all.dedup_by_key(|(window, _)| *window);
+        for (window, version) in all {
+            if wanted.contains(&window) && version.version != rule.version {
+                // The caller says which version rates its windows.
+                continue;
+            }
+            let set = self.set(version, &[window])?;
+            let charges = self.targets(version, set).await?;
+            let mut one = HashMap::new();
+            self.gather(version, &[window], charges, &mut one)?;
+            let batch = one.remove(&window).unwrap_or_else(|| Shaper { rule: version, window }.empty());
+            self.keep(version, &[WindowCharges { window, charges: batch.clone() }]);
+            if wanted.contains(&window) {
+                results.insert(window, batch);
             }
         }
         Ok(())
     }
 
-    /// The one subject whose usage makes the query fail: halves the subjects until one is left.
-    async fn culprit(&self, rule: &Rule, window: Window) -> Option<String> {
-        let context = self.context(window, None).ok()?;
-        let batches = context.sql("SELECT DISTINCT subject FROM usage ORDER BY subject").await.ok()?.collect().await.ok()?;
-        let mut subjects: Vec<String> = batches
-            .iter()
-            .flat_map(|batch| batch.column(0).as_string::<i32>().iter().flatten().map(str::to_owned).collect::<Vec<_>>())
-            .collect();
-        while subjects.len() > 1 {
-            let right = subjects.split_off(subjects.len() / 2);
-            if self.run(&rule.query, window, Some(&subjects)).await.is_ok() {
-                if self.run(&rule.query, window, Some(&right)).await.is_ok() {
-                    return None;
+    /// The output of the query for each target.
+    fn targets<'a>(&'a self, rule: &'a Rule, set: Arc<WindowSet>) -> BoxFuture<'a, Result<Vec<(Target, RecordBatch)>, RateError>> {
+        Box::pin(async move {
+            let upstream = self.upstream(rule, &set).await?;
+            let several = set.targets().len() > 1 || self.mode == Mode::Lifted;
+            if self.mode != Mode::OneByOne && several && !rule.reads_itself() {
+                match lifted::run(self, rule, &set, &upstream).await {
+                    Ok(charges) => return Ok(charges),
+                    Err(error) if self.mode == Mode::Lifted => return Err(error.of(rule, &set)),
+                    // Window by window, an error names the window and the customer.
+                    Err(_) => {}
                 }
-                subjects = right;
             }
-        }
-        let subject = subjects.pop()?;
-        self.run(&rule.query, window, Some(std::slice::from_ref(&subject))).await.is_err().then_some(subject)
+            let mut charges = Vec::with_capacity(set.targets().len());
+            for target in set.targets() {
+                charges.push((target.clone(), single::run(self, rule, &set, target, &upstream).await?));
+            }
+            Ok(charges)
+        })
     }
 
-    async fn run(&self, query: &Query, window: Window, subjects: Option<&[String]>) -> Result<RecordBatch, DataFusionError> {
-        let context = self.context(window, subjects)?;
-        let statement = PlanStatement::Statement(Box::new(Statement::Query(Box::new(query.clone()))));
-        let plan = context.state().statement_to_plan(statement).await?;
-        let schema = Arc::clone(plan.schema().inner());
-        let batches = context.execute_logical_plan(plan).await?.collect().await?;
-        match batches.first() {
-            Some(first) => Ok(concat_batches(&first.schema(), &batches)?),
-            None => Ok(RecordBatch::new_empty(schema)),
+    /// Joins the contracts of each window, and checks the charges.
+    fn gather(
+        &self,
+        rule: &Rule,
+        windows: &[Window],
+        outputs: Vec<(Target, RecordBatch)>,
+        results: &mut HashMap<Window, RecordBatch>,
+    ) -> Result<(), RateError> {
+        let mut by_window: HashMap<Window, Vec<RecordBatch>> = HashMap::with_capacity(windows.len());
+        for (target, output) in outputs {
+            by_window.entry(target.window).or_default().push(output);
         }
-    }
-
-    /// A session in which `usage` holds one window and `billing_window` its row.
-    fn context(&self, window: Window, subjects: Option<&[String]>) -> Result<SessionContext, DataFusionError> {
-        let context = session(Arc::clone(&self.runtime), &self.limits);
-        let plan = self.usage_of(window, subjects)?;
-        context.register_table(TableReference::bare("usage"), Arc::new(ViewTable::new(plan, None)))?;
-        let bound = |instant| Arc::new(TimestampMicrosecondArray::from(vec![instant]).with_timezone("UTC")) as ArrayRef;
-        let row = RecordBatch::try_new(window_schema(), vec![bound(window.start), bound(window.end)])?;
-        context.register_table(TableReference::bare("billing_window"), Arc::new(MemTable::try_new(window_schema(), vec![vec![row]])?))?;
-        for table in self.reference.tables() {
-            let provider = MemTable::try_new(table.schema(), vec![vec![table.batch().clone()]])?;
-            context.register_table(TableReference::bare(table.name()), Arc::new(provider))?;
+        for (window, outputs) in by_window {
+            let shaper = Shaper { rule, window };
+            let whole = match outputs.as_slice() {
+                [one] => one.clone(),
+                [first, ..] => concat_batches(&first.schema(), &outputs).map_err(|error| shaper.failed("?", error.to_string()))?,
+                [] => continue,
+            };
+            results.insert(window, shaper.shape(&whole)?);
         }
-        Ok(context)
-    }
-
-    fn usage_of(&self, window: Window, subjects: Option<&[String]>) -> Result<LogicalPlan, DataFusionError> {
-        let column = |name: &str| Expr::Column(Column::from_name(name));
-        let instant = |micros| lit(ScalarValue::TimestampMicrosecond(Some(micros), Some("UTC".into())));
-        // The partition column lets whole days be passed over.
-        let day = |micros| lit(ScalarValue::Date32(Some(ratemill_schemas::time::day_of(micros))));
-        let mut filter = column("day")
-            .gt_eq(day(window.start))
-            .and(column("day").lt_eq(day(window.end - 1)))
-            .and(column("time").gt_eq(instant(window.start)))
-            .and(column("time").lt(instant(window.end)));
-        if let Some(subjects) = subjects {
-            filter = filter.and(column("subject").in_list(subjects.iter().map(|subject| lit(subject.as_str())).collect(), false));
-        }
-        LogicalPlanBuilder::scan(TableReference::bare("usage"), provider_as_source(Arc::clone(&self.usage)), None)?.filter(filter)?.build()
+        Ok(())
     }
 }
 
@@ -219,151 +261,4 @@ fn root_message(error: &DataFusionError) -> String {
     ["Execution error: ", "Compute error: ", "Arrow error: ", "Error during planning: "]
         .iter()
         .fold(message, |message, prefix| message.strip_prefix(prefix).map(str::to_owned).unwrap_or(message))
-}
-
-/// Brings a rule's output into the columns of the ledger and checks every row.
-struct Shaper<'a> {
-    rule: &'a Rule,
-    window: Window,
-}
-
-/// Columns that a rule's output has in the ledger, before its further columns.
-pub const CHARGE_COLUMNS: [&str; 9] =
-    ["customer_id", "contract_id", "item", "currency", "amount", "quantity", "unit", "unit_price", "detail"];
-
-/// Further columns that are part of a charge's identity: every one that is no decimal.
-#[must_use]
-pub fn is_identity(data_type: &DataType) -> bool {
-    !matches!(data_type, DataType::Decimal128(..))
-}
-
-/// The type in which the ledger stores a further column.
-#[must_use]
-pub fn stored_type(data_type: &DataType) -> DataType {
-    match data_type {
-        other if other.is_string() || other.is_null() => DataType::Utf8,
-        other if other.is_integer() => DataType::Int64,
-        DataType::Timestamp(..) => ratemill_schemas::time::instant_type(),
-        DataType::Decimal128(..) => DECIMAL,
-        other => other.clone(),
-    }
-}
-
-impl Shaper<'_> {
-    fn shape(&self, batch: &RecordBatch) -> Result<RecordBatch, RateError> {
-        let mut fields = Vec::new();
-        let mut columns: Vec<ArrayRef> = Vec::new();
-        for name in CHARGE_COLUMNS {
-            let data_type = if matches!(name, "amount" | "quantity" | "unit_price") { DECIMAL } else { DataType::Utf8 };
-            let column = match batch.column_by_name(name) {
-                Some(column) => self.convert(name, column, &data_type)?,
-                None => arrow::array::new_null_array(&data_type, batch.num_rows()),
-            };
-            fields.push(Field::new(name, data_type, true));
-            columns.push(column);
-        }
-        for output in self.rule.further_columns() {
-            let data_type = stored_type(&output.data_type);
-            if let Some(column) = batch.column_by_name(&output.name) {
-                columns.push(self.convert(&output.name, column, &data_type)?);
-                fields.push(Field::new(&output.name, data_type, true));
-            }
-        }
-        let shaped = RecordBatch::try_new(Arc::new(Schema::new(fields)), columns).map_err(|error| self.failed("?", error.to_string()))?;
-        self.check(&shaped)?;
-        Ok(shaped)
-    }
-
-    fn convert(&self, name: &str, column: &ArrayRef, to: &DataType) -> Result<ArrayRef, RateError> {
-        if let DataType::Decimal128(_, scale) = column.data_type()
-            && *to == DECIMAL
-            && *scale > ratemill_schemas::decimal::SCALE
-        {
-            return Err(self.failed("?", format!("`{name}` has {scale} places; round it to 18")));
-        }
-        let options = arrow::compute::CastOptions { safe: false, ..Default::default() };
-        arrow::compute::cast_with_options(column, to, &options).map_err(|error| self.failed("?", format!("`{name}`: {error}")))
-    }
-
-    fn check(&self, charges: &RecordBatch) -> Result<(), RateError> {
-        let text = |index: usize| charges.column(index).as_string::<i32>();
-        let (customers, items, currencies) = (text(0), text(2), text(3));
-        let amounts = charges.column(4).as_primitive::<Decimal128Type>();
-        let mut known: HashMap<String, usize> = HashMap::with_capacity(charges.num_rows());
-        let mut valid_currencies: HashMap<&str, ()> = HashMap::new();
-        for row in 0..charges.num_rows() {
-            let customer = if customers.is_null(row) { "?" } else { customers.value(row) };
-            for (name, null) in [
-                ("customer_id", customers.is_null(row)),
-                ("item", items.is_null(row)),
-                ("currency", currencies.is_null(row)),
-                ("amount", amounts.is_null(row)),
-            ] {
-                if null {
-                    return Err(self.failed(
-                        customer,
-                        format!("`{name}` is null; every charge has one (a sum over no rows is null: write coalesce(sum(…), 0))"),
-                    ));
-                }
-            }
-            let currency = currencies.value(row);
-            if !valid_currencies.contains_key(currency) {
-                currency.parse::<Currency>().map_err(|error| self.failed(customer, error.to_string()))?;
-                valid_currencies.insert(currency, ());
-            }
-            for column in charges.columns() {
-                if let DataType::Decimal128(..) = column.data_type() {
-                    let decimals = column.as_primitive::<Decimal128Type>();
-                    if decimals.is_valid(row) {
-                        Decimal::from_raw(decimals.value(row)).map_err(|error| self.failed(customer, format!("a decimal {error}")))?;
-                    }
-                }
-            }
-            if let Some(other) = known.insert(identity(charges, row), row) {
-                let message = format!(
-                    "two charges of the same identity (customer `{customer}`, item `{}`, currency {currency}): {} and {}; group them, or tell them apart by item or a further column",
-                    items.value(row),
-                    show(amounts.value(other)),
-                    show(amounts.value(row)),
-                );
-                return Err(self.failed(customer, message));
-            }
-        }
-        Ok(())
-    }
-
-    fn failed(&self, customer: &str, message: String) -> RateError {
-        RateError::Charge { rule: self.rule.name.clone(), window: self.window, customer: customer.to_owned(), message }
-    }
-}
-
-fn show(raw: i128) -> String {
-    Decimal::from_raw(raw).map_or_else(|_| raw.to_string(), |value| value.to_string())
-}
-
-/// The identity of a charge within its rule and window: `customer_id`, `contract_id`, `item`, `currency` and every
-/// further column that is no decimal, as a text in which no two identities agree.
-///
-/// # Panics
-/// When the batch does not have the columns of [`WindowCharges`].
-#[must_use]
-pub fn identity(charges: &RecordBatch, row: usize) -> String {
-    let mut text = String::new();
-    let schema = charges.schema();
-    let further = (CHARGE_COLUMNS.len()..charges.num_columns()).filter(|index| is_identity(schema.field(*index).data_type()));
-    for index in [0, 1, 2, 3].into_iter().chain(further) {
-        let column = charges.column(index);
-        if column.is_null(row) {
-            // A column that a rule gained later is null in older charges: absent and null are one.
-            continue;
-        }
-        let value = match column.data_type() {
-            DataType::Utf8 => column.as_string::<i32>().value(row).to_owned(),
-            DataType::Timestamp(..) => format_instant(column.as_primitive::<arrow::datatypes::TimestampMicrosecondType>().value(row)),
-            _ => ArrayFormatter::try_new(column, &FormatOptions::default())
-                .map_or_else(|error| error.to_string(), |formatter| formatter.value(row).to_string()),
-        };
-        text.push_str(&format!("{}={}:{value};", schema.field(index).name(), value.len()));
-    }
-    text
 }

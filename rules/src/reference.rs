@@ -10,25 +10,39 @@
 //! valid_from = "date"          # from the first instant of this day
 //! valid_to = "date?"           # up to, not including, the first instant of this day; `?` may be empty
 //! ```
+//!
+//! Rows of a price (tiers, parts of the day) are written flat and read as one list. `up_to`, `unit_price` and `flat_fee`
+//! together become `tiers`; other lists are declared:
+//!
+//! ```toml
+//! [lists]
+//! windows = ["days", "from_time", "to_time", "unit_price"]
+//! ```
+//!
+//! The table then has one row for each combination of its other columns, and the rows of a list are in the file's order.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::sync::Arc;
 
 use arrow::array::{
-    ArrayRef, BooleanBuilder, Date32Builder, Decimal128Builder, Int64Builder, ListBuilder, RecordBatch, StringBuilder, StructBuilder,
+    Array, ArrayRef, AsArray, BooleanBuilder, Date32Builder, Decimal128Builder, Int64Builder, ListArray, RecordBatch, StringBuilder, StructArray,
     TimestampMicrosecondBuilder,
 };
-use arrow::datatypes::{DataType, Field, Fields, Schema, SchemaRef};
+use arrow::buffer::OffsetBuffer;
+use arrow::datatypes::{DataType, Field, Fields, Int64Type, Schema, SchemaRef, TimestampMicrosecondType};
 use ratemill_schemas::decimal::DECIMAL;
 use ratemill_schemas::nearest::did_you_mean;
 use ratemill_schemas::time::{format_instant, instant_type, parse_instant};
-use ratemill_schemas::{Decimal, windows};
+use ratemill_schemas::{BillingPeriods, ContractTerms, Decimal, windows};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
 use crate::diagnostics::{Diagnostic, Diagnostics, Place};
-use crate::functions::{tiers_field, tiers_type};
+use crate::functions::tiers_field;
+
+/// Columns that make tiers.
+const TIER_COLUMNS: [&str; 3] = ["up_to", "unit_price", "flat_fee"];
 
 /// The declaration beside a CSV file.
 #[derive(Debug, Deserialize)]
@@ -38,6 +52,15 @@ struct Declaration {
     key: Vec<String>,
     timezone: Option<String>,
     columns: toml::Table,
+    #[serde(default)]
+    lists: BTreeMap<String, Vec<String>>,
+}
+
+/// A list column and the columns that it is made of.
+struct ListColumn {
+    name: String,
+    columns: Vec<Column>,
+    rows: Vec<Vec<Vec<Cell>>>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -134,6 +157,7 @@ impl ReferenceTable {
 #[derive(Debug, Clone, Default)]
 pub struct ReferenceData {
     tables: BTreeMap<String, ReferenceTable>,
+    periods: Option<Arc<BillingPeriods>>,
     version: String,
 }
 
@@ -210,8 +234,53 @@ impl ReferenceData {
                 tables.insert(name.clone(), ReferenceTable { name, key, batch, csv, declaration });
             }
         }
-        Self { tables, version: hex::encode(&hash.finalize()[..8]) }
+        let periods = tables.get("contracts").and_then(|table| match contract_terms(table)? {
+            Ok(periods) => Some(Arc::new(periods)),
+            Err(message) => {
+                let file = format!("{shown}/reference/contracts.csv");
+                diagnostics.push(Diagnostic::error("billing-period", &file, "", None, message));
+                None
+            }
+        });
+        Self { tables, periods, version: hex::encode(&hash.finalize()[..8]) }
     }
+
+    /// The contracts' own billing periods, when `contracts` says where they begin: it has the columns `contract_id`,
+    /// `subject`, `anchor_day` (a whole number), `valid_from`, `valid_to` and, if wanted, `timezone`.
+    #[must_use]
+    pub fn billing_periods(&self) -> Option<&Arc<BillingPeriods>> {
+        self.periods.as_ref()
+    }
+}
+
+/// The billing periods that `contracts` describes; `None` when it has no anchor days.
+fn contract_terms(contracts: &ReferenceTable) -> Option<Result<BillingPeriods, String>> {
+    let column = |name: &str| contracts.batch.column_by_name(name);
+    let text = |name: &str| column(name).and_then(|column| column.as_string_opt::<i32>());
+    let instants = |name: &str| column(name).and_then(|column| column.as_primitive_opt::<TimestampMicrosecondType>());
+    let anchors = column("anchor_day")?.as_primitive_opt::<Int64Type>()?;
+    let (contract, subject) = (text("contract_id")?, text("subject")?);
+    let (from, to) = (instants("valid_from")?, instants("valid_to")?);
+    let zones = text("timezone");
+    let mut terms = Vec::with_capacity(anchors.len());
+    for row in 0..anchors.len() {
+        if anchors.is_null(row) || contract.is_null(row) || subject.is_null(row) {
+            // A contract without an anchor has no billing period of its own.
+            continue;
+        }
+        if from.is_null(row) {
+            return Some(Err(format!("contract `{}`: a billing period needs a valid_from", contract.value(row))));
+        }
+        terms.push(ContractTerms {
+            contract_id: contract.value(row).to_owned(),
+            subject: subject.value(row).to_owned(),
+            anchor_day: i8::try_from(anchors.value(row)).unwrap_or_default(),
+            timezone: zones.filter(|zones| zones.is_valid(row)).map_or("UTC", |zones| zones.value(row)).to_owned(),
+            from: from.value(row),
+            to: to.is_valid(row).then(|| to.value(row)),
+        });
+    }
+    Some(BillingPeriods::new(&terms))
 }
 
 struct Loader<'a> {
@@ -255,16 +324,46 @@ impl Loader<'_> {
             return None;
         }
         let rows = self.rows(&columns, &timezone)?;
-        let tiered = ["up_to", "unit_price", "flat_fee"].iter().all(|name| columns.iter().any(|column| column.name == *name));
-        let (columns, rows, tiers) = if tiered { self.group_tiers(&columns, rows)? } else { (columns, rows, None) };
+        let (columns, rows, list) = match self.list(&declaration, &columns)? {
+            Some((name, members)) => {
+                let (columns, rows, list) = self.group(&name, &members, &columns, rows)?;
+                (columns, rows, Some(list))
+            }
+            None => (columns, rows, None),
+        };
         self.check_key(&declaration.key, &columns, &rows)?;
-        match build(&columns, &rows, tiers) {
+        match build(&columns, &rows, list) {
             Ok(batch) => Some((declaration.key, batch)),
             Err(error) => {
                 self.toml_error(None, error.to_string());
                 None
             }
         }
+    }
+
+    /// The list of the table, if it has one: name and member columns.
+    #[allow(clippy::option_option)]
+    fn list(&mut self, declaration: &Declaration, columns: &[Column]) -> Option<Option<(String, Vec<String>)>> {
+        let known = |name: &str| columns.iter().any(|column| column.name == name);
+        let mut lists = declaration.lists.iter();
+        let Some((name, members)) = lists.next() else {
+            let tiered = TIER_COLUMNS.iter().all(|name| known(name));
+            return Some(tiered.then(|| ("tiers".to_owned(), TIER_COLUMNS.map(str::to_owned).to_vec())));
+        };
+        if lists.next().is_some() {
+            self.toml_error(None, "a table has one list; put the other one into a table of its own");
+            return None;
+        }
+        if let Some(wrong) = members.iter().find(|member| !known(member)) {
+            let hint = did_you_mean(wrong, columns.iter().map(|column| column.name.as_str()));
+            self.toml_error(None, format!("list `{name}` names `{wrong}`, which is no column{hint}"));
+            return None;
+        }
+        if members.is_empty() || known(name) || declaration.key.iter().any(|key| members.contains(key)) {
+            self.toml_error(None, format!("list `{name}` needs columns that are no key, and a name that is no column"));
+            return None;
+        }
+        Some(Some((name.clone(), members.clone())))
     }
 
     fn columns(&mut self, declaration: &Declaration) -> Option<Vec<Column>> {
@@ -366,51 +465,58 @@ impl Loader<'_> {
         sound.then_some(rows)
     }
 
-    /// Gathers the rows of a tier table by their other columns.
-    #[allow(clippy::type_complexity)]
-    fn group_tiers(&mut self, columns: &[Column], rows: Vec<Row>) -> Option<(Vec<Column>, Vec<Row>, Option<Vec<Vec<[Cell; 3]>>>)> {
-        let position = |name: &str| columns.iter().position(|column| column.name == name).unwrap_or_default();
-        let at = [position("up_to"), position("unit_price"), position("flat_fee")];
-        let mut groups: Vec<(Row, Vec<(u64, [Cell; 3])>)> = Vec::new();
+    /// Gathers the rows by the columns that are not in the list.
+    fn group(&mut self, name: &str, members: &[String], columns: &[Column], rows: Vec<Row>) -> Option<(Vec<Column>, Vec<Row>, ListColumn)> {
+        let at: Vec<usize> =
+            members.iter().filter_map(|member| columns.iter().position(|column| column.name == *member)).collect();
+        let mut groups: Vec<(Row, Vec<Row>)> = Vec::new();
         let mut known: HashMap<Vec<Cell>, usize> = HashMap::new();
         for (line, cells) in rows {
-            let tier = at.map(|index| cells[index].clone());
+            let element: Vec<Cell> = at.iter().map(|index| cells[*index].clone()).collect();
             let rest: Vec<Cell> = cells.into_iter().enumerate().filter(|(index, _)| !at.contains(index)).map(|(_, cell)| cell).collect();
             let group = *known.entry(rest.clone()).or_insert_with(|| {
                 groups.push(((line, rest), Vec::new()));
                 groups.len() - 1
             });
-            groups[group].1.push((line, tier));
+            groups[group].1.push((line, element));
         }
         let mut sound = true;
-        for (_, tiers) in &mut groups {
-            tiers.sort_by(|(_, [a, ..]), (_, [b, ..])| match (a, b) {
-                (Cell::Null, Cell::Null) => std::cmp::Ordering::Equal,
-                (Cell::Null, _) => std::cmp::Ordering::Greater,
-                (_, Cell::Null) => std::cmp::Ordering::Less,
-                _ => a.cmp(b),
-            });
-            for pair in tiers.windows(2) {
-                if pair[0].1[0] == pair[1].1[0] {
-                    self.csv_error(
-                        pair[1].0,
-                        format!("two tiers of the same price end at the same up_to (line {} is the other)", pair[0].0),
-                    );
-                    sound = false;
-                }
+        if members == TIER_COLUMNS {
+            for (_, tiers) in &mut groups {
+                sound &= self.ascending(tiers);
             }
-            if let Some((line, [first, ..])) = tiers.first()
-                && matches!(first, Cell::Decimal(bound) if *bound <= Decimal::ZERO)
-            {
-                self.csv_error(*line, "up_to must be above 0");
+        }
+        let list = ListColumn {
+            name: name.to_owned(),
+            columns: at.iter().map(|index| columns[*index].clone()).collect(),
+            rows: groups.iter_mut().map(|(_, elements)| elements.drain(..).map(|(_, cells)| cells).collect()).collect(),
+        };
+        let columns = columns.iter().filter(|column| !members.contains(&column.name)).cloned().collect();
+        sound.then(|| (columns, groups.into_iter().map(|(row, _)| row).collect(), list))
+    }
+
+    /// Sorts tiers by `up_to`, the open one last; two with one bound, or a bound at 0 or below, are refused.
+    fn ascending(&mut self, tiers: &mut [Row]) -> bool {
+        tiers.sort_by(|(_, a), (_, b)| match (&a[0], &b[0]) {
+            (Cell::Null, Cell::Null) => std::cmp::Ordering::Equal,
+            (Cell::Null, _) => std::cmp::Ordering::Greater,
+            (_, Cell::Null) => std::cmp::Ordering::Less,
+            (a, b) => a.cmp(b),
+        });
+        let mut sound = true;
+        for pair in tiers.windows(2) {
+            if pair[0].1[0] == pair[1].1[0] {
+                self.csv_error(pair[1].0, format!("two tiers of the same price end at the same up_to (line {} is the other)", pair[0].0));
                 sound = false;
             }
         }
-        let columns =
-            columns.iter().filter(|column| !["up_to", "unit_price", "flat_fee"].contains(&column.name.as_str())).cloned().collect();
-        let (rows, tiers): (Vec<Row>, Vec<_>) =
-            groups.into_iter().map(|(row, tiers)| (row, tiers.into_iter().map(|(_, tier)| tier).collect())).unzip();
-        sound.then_some((columns, rows, Some(tiers)))
+        if let Some((line, first)) = tiers.first()
+            && matches!(&first[0], Cell::Decimal(bound) if *bound <= Decimal::ZERO)
+        {
+            self.csv_error(*line, "up_to must be above 0");
+            sound = false;
+        }
+        sound
     }
 
     /// At most one row per key is valid at any instant.
@@ -469,13 +575,23 @@ fn cell(column: &Column, text: &str, timezone: &str) -> Result<Cell, String> {
     })
 }
 
-fn build(columns: &[Column], rows: &[Row], tiers: Option<Vec<Vec<[Cell; 3]>>>) -> Result<RecordBatch, arrow::error::ArrowError> {
+fn build(columns: &[Column], rows: &[Row], list: Option<ListColumn>) -> Result<RecordBatch, arrow::error::ArrowError> {
     let mut fields: Vec<Field> = columns.iter().map(|column| Field::new(&column.name, column.arrow(), column.nullable)).collect();
     let mut arrays: Vec<ArrayRef> =
         (0..columns.len()).map(|index| array(&columns[index], rows.iter().map(|(_, cells)| &cells[index]))).collect();
-    if let Some(tiers) = tiers {
-        fields.push(Field::new("tiers", tiers_type(), false));
-        arrays.push(tiers_array(&tiers));
+    if let Some(list) = list {
+        let element: Fields = list.columns.iter().map(|column| Field::new(&column.name, column.arrow(), column.nullable)).collect();
+        let element = if list.name == "tiers" { tiers_field() } else { Arc::new(Field::new_list_field(DataType::Struct(element), true)) };
+        let members: Vec<ArrayRef> = (0..list.columns.len())
+            .map(|index| array(&list.columns[index], list.rows.iter().flatten().map(|cells| &cells[index])))
+            .collect();
+        let DataType::Struct(struct_fields) = element.data_type().clone() else {
+            return Err(arrow::error::ArrowError::SchemaError("a list holds structs".to_owned()));
+        };
+        let values = StructArray::try_new(struct_fields, members, None)?;
+        let offsets = OffsetBuffer::from_lengths(list.rows.iter().map(Vec::len));
+        fields.push(Field::new(list.name, DataType::List(Arc::clone(&element)), false));
+        arrays.push(Arc::new(ListArray::try_new(element, offsets, Arc::new(values), None)?));
     }
     RecordBatch::try_new(Arc::new(Schema::new(fields)), arrays)
 }
@@ -503,30 +619,6 @@ fn array<'a>(column: &Column, cells: impl Iterator<Item = &'a Cell>) -> ArrayRef
         DataType::Decimal128(..) => collect!(Decimal128Builder::new().with_data_type(DECIMAL), Cell::Decimal(value) => value.raw()),
         _ => collect!(StringBuilder::new(), Cell::Text(value) => value),
     }
-}
-
-fn tiers_array(groups: &[Vec<[Cell; 3]>]) -> ArrayRef {
-    let fields: Fields = match tiers_field().data_type() {
-        DataType::Struct(fields) => fields.clone(),
-        _ => Fields::empty(),
-    };
-    let decimals = || Box::new(Decimal128Builder::new().with_data_type(DECIMAL));
-    let mut builder = ListBuilder::new(StructBuilder::new(fields, vec![decimals(), decimals(), decimals()])).with_field(tiers_field());
-    for tiers in groups {
-        for tier in tiers {
-            for (index, cell) in tier.iter().enumerate() {
-                if let Some(column) = builder.values().field_builder::<Decimal128Builder>(index) {
-                    match cell {
-                        Cell::Decimal(value) => column.append_value(value.raw()),
-                        _ => column.append_null(),
-                    }
-                }
-            }
-            builder.values().append(true);
-        }
-        builder.append(true);
-    }
-    Arc::new(builder.finish())
 }
 
 /// Why a table cannot have this name.

@@ -1,10 +1,13 @@
 //! A checked rule.
 
 use arrow::datatypes::DataType;
-use ratemill_schemas::windows::WindowSpec;
+use ratemill_schemas::windows::{WindowError, WindowSpec};
+use ratemill_schemas::{Rounding, Window};
 use sqlparser::ast::Query;
 
 use crate::as_of::FanOutCheck;
+use crate::inputs::Inputs;
+use crate::reference::ReferenceData;
 
 /// The options of `WITH (…)`.
 #[derive(Debug, Clone)]
@@ -15,6 +18,8 @@ pub struct RuleOptions {
     pub window_name: String,
     /// Zone of calendar windows and of dates in options.
     pub timezone: String,
+    /// Day of the month on which windows begin, where it is not the first.
+    pub anchor: Option<String>,
     /// How long after its end a window stays open, in µs.
     pub grace: i64,
     /// First instant whose windows are rated, µs UTC.
@@ -23,6 +28,23 @@ pub struct RuleOptions {
     pub effective_to: Option<i64>,
     /// Whether a usage row may match several reference rows.
     pub fan_out_allowed: bool,
+    /// Whether open windows show provisional charges.
+    pub provisional: bool,
+    /// Mode of `round_money` and `round` where a call names none.
+    pub rounding: Option<Rounding>,
+    /// Columns of usage of whose every combination `opening` holds the last event before the window.
+    pub carry: Vec<String>,
+    /// How many earlier windows `earlier.NAME` holds.
+    pub history: Option<u32>,
+}
+
+/// How far an event reaches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Reach {
+    /// Only the window that holds it.
+    Own,
+    /// Later windows, too: through `opening`, or through charges of earlier windows.
+    Onward,
 }
 
 /// A column of a rule's output.
@@ -47,9 +69,15 @@ pub struct Rule {
     pub version: String,
     /// The options.
     pub options: RuleOptions,
-    /// Meters that the query asks for, or `None` when it may read any.
+    /// Rules whose charges of the same window, or of windows inside it, the query reads.
+    pub upstream: Vec<String>,
+    /// Rules whose charges of earlier windows the query reads; it may be the rule itself.
+    pub earlier: Vec<String>,
+    /// How far a usage event reaches.
+    pub reach: Reach,
+    /// Meters that the query, or a rule that it reads, asks for, or `None` when it may read any.
     pub meters: Option<Vec<String>>,
-    /// Whether the query reads usage at all.
+    /// Whether the query, or a rule that it reads, reads usage at all.
     pub reads_usage: bool,
     /// The output columns, in order.
     pub output: Vec<OutputColumn>,
@@ -57,6 +85,8 @@ pub struct Rule {
     pub(crate) query: Box<Query>,
     /// Joins whose uniqueness must be checked at run time.
     pub(crate) fan_out: Vec<FanOutCheck>,
+    /// The windowed tables that the query may name.
+    pub(crate) inputs: Inputs,
 }
 
 impl Rule {
@@ -70,6 +100,46 @@ impl Rule {
     #[must_use]
     pub fn in_force_at(&self, start: i64) -> bool {
         self.options.effective_from <= start && self.options.effective_to.is_none_or(|to| start < to)
+    }
+
+    /// The window of usage of `subject` at `time`; `None` where no contract gives it one.
+    ///
+    /// # Errors
+    /// [`WindowError::OutOfRange`].
+    pub fn window_of(&self, reference: &ReferenceData, subject: &str, time: i64) -> Result<Option<Window>, WindowError> {
+        match &self.options.window {
+            WindowSpec::BillingPeriod => match reference.billing_periods() {
+                Some(periods) => match periods.contract_of(subject, time) {
+                    Some(contract) => periods.period_of(contract, time),
+                    None => Ok(None),
+                },
+                None => Ok(None),
+            },
+            spec => spec.window_of(time).map(Some),
+        }
+    }
+
+    /// Every window that overlaps `[from, to)` and that this version rates, in order.
+    ///
+    /// # Errors
+    /// [`WindowError::OutOfRange`].
+    pub fn windows_between(&self, reference: &ReferenceData, from: i64, to: i64) -> Result<Vec<Window>, WindowError> {
+        let from = from.max(self.options.effective_from);
+        let mut windows = match &self.options.window {
+            WindowSpec::BillingPeriod => match reference.billing_periods() {
+                Some(periods) => periods.windows_between(from, to)?,
+                None => Vec::new(),
+            },
+            spec => spec.windows_between(from, to)?,
+        };
+        windows.retain(|window| self.in_force_at(window.start));
+        Ok(windows)
+    }
+
+    /// Whether the rule reads its own earlier charges, so that its windows are rated one after the other.
+    #[must_use]
+    pub fn reads_itself(&self) -> bool {
+        self.earlier.contains(&self.name)
     }
 
     /// The further columns of the output: those that the ledger does not know, in order.

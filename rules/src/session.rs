@@ -53,6 +53,8 @@ fn state(runtime: Arc<RuntimeEnv>, limits: &SessionLimits) -> SessionState {
     options.sql_parser.parse_float_as_decimal = true;
     options.sql_parser.collect_spans = true;
     options.sql_parser.map_string_types_to_utf8view = false;
+    // Lifting needs subqueries as joins.
+    options.optimizer.enable_physical_uncorrelated_scalar_subquery = false;
     options.execution.parquet.schema_force_view_types = false;
     options.execution.time_zone = Some("UTC".to_owned());
     let mut planners = vec![functions::arithmetic_planner()];

@@ -1,5 +1,6 @@
 //! `CREATE MATERIALIZED VIEW name WITH (…) AS SELECT …`: parsing and options.
 
+use ratemill_schemas::money::UnknownRounding;
 use ratemill_schemas::nearest::did_you_mean;
 use ratemill_schemas::time::parse_duration;
 use ratemill_schemas::windows::{self, WindowSpec};
@@ -11,9 +12,8 @@ use crate::dialect::RuleDialect;
 use crate::rule::RuleOptions;
 
 /// The options that a rule may have.
-const OPTIONS: [&str; 6] = ["window", "timezone", "grace", "effective_from", "effective_to", "fan_out"];
-/// Options of the design that later versions read.
-const LATER: [&str; 4] = ["anchor", "emit", "carry", "rounding"];
+const OPTIONS: [&str; 11] =
+    ["window", "timezone", "anchor", "grace", "emit", "effective_from", "effective_to", "fan_out", "carry", "history", "rounding"];
 
 /// A parsed rule file.
 pub(crate) struct ParsedRule {
@@ -105,10 +105,6 @@ impl Reader<'_> {
             };
             let at = Place::of(key.span);
             let name = key.value.to_lowercase();
-            if LATER.contains(&name.as_str()) {
-                self.error("option-unsupported", at, format!("option `{name}` is not supported by this version"));
-                continue;
-            }
             if !OPTIONS.contains(&name.as_str()) {
                 let message = format!("option `{name}` is unknown{}", did_you_mean(&name, OPTIONS));
                 self.diagnostics.push(
@@ -139,13 +135,23 @@ impl Reader<'_> {
                 return None;
             }
         };
-        let spec = match WindowSpec::parse(&window, zone) {
+        let mut spec = match WindowSpec::parse(&window, zone) {
             Ok(spec) => spec,
             Err(error) => {
                 self.error("window", window_place, error.to_string());
                 return None;
             }
         };
+        let anchor = get("anchor");
+        if let Some((day, place)) = &anchor {
+            match spec.anchored(day) {
+                Ok(anchored) => spec = anchored,
+                Err(error) => {
+                    self.error("anchor", *place, error.to_string());
+                    return None;
+                }
+            }
+        }
         let Some((from, from_place)) = get("effective_from") else {
             let place = place.or(window_place);
             self.diagnostics.push(
@@ -185,6 +191,59 @@ impl Reader<'_> {
                 return None;
             }
         };
-        Some(RuleOptions { window: spec, window_name: window, timezone, grace, effective_from, effective_to, fan_out_allowed })
+        let provisional = match get("emit").as_ref().map(|(text, place)| (text.as_str(), *place)) {
+            None | Some(("running", _)) => true,
+            Some(("final", _)) => false,
+            Some((other, place)) => {
+                self.error("option", place, format!("emit is 'running' (open windows show provisional charges) or 'final', not '{other}'"));
+                return None;
+            }
+        };
+        let rounding = match get("rounding").map(|(text, place)| (text.parse(), place)) {
+            None => None,
+            Some((Ok(mode), _)) => Some(mode),
+            Some((Err(UnknownRounding(text)), place)) => {
+                let modes = ["half_up", "half_even", "up", "down", "ceiling", "floor"];
+                let hint = did_you_mean(&text, modes);
+                self.error("rounding", place, format!("rounding `{text}` is unknown; it is one of {}{hint}", modes.join(", ")));
+                return None;
+            }
+        };
+        let carry: Vec<String> = match get("carry") {
+            None => Vec::new(),
+            Some((text, place)) => {
+                let columns: Vec<String> = text.split(',').map(|column| column.trim().to_owned()).collect();
+                if columns.iter().any(String::is_empty) {
+                    self.error("carry", place, "carry names columns of usage, as in carry = 'subject, meter'");
+                    return None;
+                }
+                columns
+            }
+        };
+        let history = match get("history") {
+            None => None,
+            Some((text, place)) => {
+                let number = text.trim_end_matches("windows").trim_end_matches("window").trim();
+                let Some(windows) = number.parse::<u32>().ok().filter(|windows| (1..=1200).contains(windows) && number.len() < text.len()) else {
+                    self.error("history", place, format!("history is a number of earlier windows, as in '11 windows' (up to 1200), not '{text}'"));
+                    return None;
+                };
+                Some(windows)
+            }
+        };
+        Some(RuleOptions {
+            window: spec,
+            window_name: window,
+            timezone,
+            anchor: anchor.map(|(day, _)| day),
+            grace,
+            effective_from,
+            effective_to,
+            fan_out_allowed,
+            provisional,
+            rounding,
+            carry,
+            history,
+        })
     }
 }

@@ -251,7 +251,7 @@ fn divide_rounded(dividend: i128, divisor: i128, mode: Rounding) -> i128 {
     let away = if (dividend < 0) == (divisor < 0) { 1 } else { -1 };
     // |remainder| against |divisor| - |remainder|: doubling could overflow.
     let half = remainder.unsigned_abs().cmp(&(divisor.unsigned_abs() - remainder.unsigned_abs()));
-    if mode.rounds_away(half, quotient % 2 != 0) { quotient + away } else { quotient }
+    if mode.rounds_away(half, quotient % 2 != 0, away < 0) { quotient + away } else { quotient }
 }
 
 fn divide_wide(dividend: i256, divisor: i128) -> Result<i128, DecimalError> {
@@ -265,7 +265,7 @@ fn divide_wide(dividend: i256, divisor: i128) -> Result<i128, DecimalError> {
     }
     let negative = (dividend < i256::ZERO) != (divisor < 0);
     let half = remainder.unsigned_abs().cmp(&(divisor.unsigned_abs() - remainder.unsigned_abs()));
-    Ok(if Rounding::HalfEven.rounds_away(half, quotient % 2 != 0) { quotient + if negative { -1 } else { 1 } } else { quotient })
+    Ok(if Rounding::HalfEven.rounds_away(half, quotient % 2 != 0, negative) { quotient + if negative { -1 } else { 1 } } else { quotient })
 }
 
 impl fmt::Display for Decimal {

@@ -24,7 +24,7 @@ impl InvoicingCalendar {
     /// [`WindowError::OutOfRange`].
     pub fn billing_period(&self, window: Window) -> Result<String, WindowError> {
         let last = window.end - 1;
-        let month = WindowSpec::Calendar { period: Period::Month, zone: self.zone.clone() }.window_of(last)?;
+        let month = WindowSpec::Calendar { period: Period::Month, zone: self.zone.clone(), anchor: 1 }.window_of(last)?;
         let start = Timestamp::from_microsecond(month.start).map_err(|_| WindowError::OutOfRange(window.to_string()))?;
         let date = start.to_zoned(self.zone.clone()).date();
         Ok(format!("{:04}-{:02}", date.year(), date.month()))

@@ -5,6 +5,7 @@
 //! Nothing here does I/O and nothing here knows `DataFusion`.
 #![warn(missing_docs)]
 
+mod billing_periods;
 pub mod charges;
 pub mod decimal;
 pub mod files;
@@ -17,6 +18,7 @@ pub mod time;
 pub mod usage;
 pub mod windows;
 
+pub use billing_periods::{BillingPeriod, BillingPeriods, ContractTerms};
 pub use decimal::{Decimal, DecimalError};
 pub use identity::{EventHasher, EventKey, Verdict};
 pub use money::{Currency, Rounding};

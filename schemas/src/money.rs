@@ -19,16 +19,35 @@ pub enum Rounding {
     Up,
     /// Toward zero.
     Down,
+    /// Towards plus infinity.
+    Ceiling,
+    /// Towards minus infinity.
+    Floor,
 }
 
 impl Rounding {
     /// Whether a value lying `half` (less, equal, more) of the way to the next magnitude goes there.
-    pub(crate) fn rounds_away(self, half: Ordering, odd: bool) -> bool {
+    pub(crate) fn rounds_away(self, half: Ordering, odd: bool, negative: bool) -> bool {
         match self {
             Self::HalfUp => half != Ordering::Less,
             Self::HalfEven => half == Ordering::Greater || (half == Ordering::Equal && odd),
             Self::Up => true,
             Self::Down => false,
+            Self::Ceiling => !negative,
+            Self::Floor => negative,
+        }
+    }
+
+    /// Its name in SQL and configuration.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::HalfUp => "half_up",
+            Self::HalfEven => "half_even",
+            Self::Up => "up",
+            Self::Down => "down",
+            Self::Ceiling => "ceiling",
+            Self::Floor => "floor",
         }
     }
 }
@@ -37,20 +56,17 @@ impl FromStr for Rounding {
     type Err = UnknownRounding;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        match text {
-            "half_up" => Ok(Self::HalfUp),
-            "half_even" => Ok(Self::HalfEven),
-            "up" => Ok(Self::Up),
-            "down" => Ok(Self::Down),
-            _ => Err(UnknownRounding(text.to_owned())),
-        }
+        [Self::HalfUp, Self::HalfEven, Self::Up, Self::Down, Self::Ceiling, Self::Floor]
+            .into_iter()
+            .find(|mode| mode.name() == text)
+            .ok_or_else(|| UnknownRounding(text.to_owned()))
     }
 }
 
 /// A rounding mode that does not exist.
 #[derive(Debug, thiserror::Error)]
-#[error("rounding `{0}` is unknown; it is one of half_up, half_even, up, down")]
-pub struct UnknownRounding(String);
+#[error("rounding `{0}` is unknown; it is one of half_up, half_even, up, down, ceiling, floor")]
+pub struct UnknownRounding(pub String);
 
 /// A currency of ISO 4217.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

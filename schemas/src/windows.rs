@@ -47,7 +47,11 @@ pub enum WindowSpec {
         period: Period,
         /// The zone whose days count.
         zone: TimeZone,
+        /// Day of the month, 1 to 31, on which months, quarters and years begin; cut to the month's length.
+        anchor: i8,
     },
+    /// The billing period of each contract: [`crate::BillingPeriods`] cuts it, from the contracts.
+    BillingPeriod,
 }
 
 /// A calendar period. Weeks begin on Monday (ISO 8601), quarters in January, April, July and October.
@@ -69,7 +73,7 @@ pub enum Period {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum WindowError {
     /// The text names no window.
-    #[error("`{0}` is not a window; it is day, week, month, quarter, year or a length like '15 minutes' or 'hour'")]
+    #[error("`{0}` is not a window; it is day, week, month, quarter, year, billing_period or a length like '15 minutes' or 'hour'")]
     UnknownWindow(String),
     /// The text names no zone of the IANA database.
     #[error("`{zone}` is not a time zone of the IANA database{hint}")]
@@ -79,6 +83,12 @@ pub enum WindowError {
         /// "; did you mean …?" or nothing.
         hint: String,
     },
+    /// A billing period belongs to a contract, so that no instant alone has one.
+    #[error("a billing period belongs to a contract")]
+    NeedsContract,
+    /// The anchor is no day of a month, or the window has no months.
+    #[error("{0}")]
+    Anchor(String),
     /// The instant is outside the years 1 to 9998.
     #[error("{0} is outside the calendar")]
     OutOfRange(String),
@@ -136,6 +146,7 @@ impl WindowSpec {
             "month" => Period::Month,
             "quarter" => Period::Quarter,
             "year" => Period::Year,
+            "billing_period" => return Ok(Self::BillingPeriod),
             _ => {
                 let length = crate::time::parse_duration(text)
                     .ok()
@@ -144,7 +155,24 @@ impl WindowSpec {
                 return Ok(Self::Fixed { length });
             }
         };
-        Ok(Self::Calendar { period, zone })
+        Ok(Self::Calendar { period, zone, anchor: 1 })
+    }
+
+    /// The same with months, quarters or years that begin on a day of the month.
+    ///
+    /// # Errors
+    /// [`WindowError::Anchor`].
+    pub fn anchored(self, day: &str) -> Result<Self, WindowError> {
+        let Some(anchor) = day.parse().ok().filter(|day| (1..=31).contains(day)) else {
+            return Err(WindowError::Anchor(format!("`{day}` is no day of a month; an anchor is '1' to '31'")));
+        };
+        match self {
+            Self::Calendar { period: period @ (Period::Month | Period::Quarter | Period::Year), zone, .. } => {
+                Ok(Self::Calendar { period, zone, anchor })
+            }
+            Self::BillingPeriod => Err(WindowError::Anchor("the contract gives a billing period its anchor: column anchor_day".to_owned())),
+            _ => Err(WindowError::Anchor("only months, quarters and years have an anchor".to_owned())),
+        }
     }
 
     /// The window that holds `instant`.
@@ -158,14 +186,8 @@ impl WindowSpec {
                 let start = instant.div_euclid(*length).checked_mul(*length).ok_or_else(out_of_range)?;
                 Ok(Window { start, end: start.checked_add(*length).ok_or_else(out_of_range)? })
             }
-            Self::Calendar { period, zone } => {
-                let local = Timestamp::from_microsecond(instant).map_err(|_| out_of_range())?.to_zoned(zone.clone()).date();
-                let first = period.first_day(local).ok_or_else(out_of_range)?;
-                let next = period.next(first).ok_or_else(out_of_range)?;
-                let bound =
-                    |date: Date| date.to_zoned(zone.clone()).map(|zoned| zoned.timestamp().as_microsecond()).map_err(|_| out_of_range());
-                Ok(Window { start: bound(first)?, end: bound(next)? })
-            }
+            Self::Calendar { period, zone, anchor } => period.window_of(instant, zone, *anchor).ok_or_else(out_of_range),
+            Self::BillingPeriod => Err(WindowError::NeedsContract),
         }
     }
 
@@ -186,29 +208,37 @@ impl WindowSpec {
 }
 
 impl Period {
-    fn first_day(self, date: Date) -> Option<Date> {
-        Some(match self {
-            Self::Day => date,
+    /// The period that holds `instant`, by the local days of `zone`.
+    pub(crate) fn window_of(self, instant: i64, zone: &TimeZone, anchor: i8) -> Option<Window> {
+        let date = Timestamp::from_microsecond(instant).ok()?.to_zoned(zone.clone()).date();
+        let (first, next) = match self {
+            Self::Day => (date, date.checked_add(1.day()).ok()?),
             Self::Week => {
                 let days = i64::from(date.weekday().since(Weekday::Monday));
-                date.checked_sub(days.days()).ok()?
+                let monday = date.checked_sub(days.days()).ok()?;
+                (monday, monday.checked_add(7.days()).ok()?)
             }
-            Self::Month => date.first_of_month(),
-            Self::Quarter => Date::new(date.year(), (date.month() - 1) / 3 * 3 + 1, 1).ok()?,
-            Self::Year => date.first_of_year(),
-        })
-    }
-
-    fn next(self, first: Date) -> Option<Date> {
-        let span = match self {
-            Self::Day => 1.day(),
-            Self::Week => 7.days(),
-            Self::Month => 1.month(),
-            Self::Quarter => 3.months(),
-            Self::Year => 1.year(),
+            Self::Month => anchored(date, 1, anchor)?,
+            Self::Quarter => anchored(date, 3, anchor)?,
+            Self::Year => anchored(date, 12, anchor)?,
         };
-        first.checked_add(span).ok()
+        let bound = |date: Date| Some(date.to_zoned(zone.clone()).ok()?.timestamp().as_microsecond());
+        Some(Window { start: bound(first)?, end: bound(next)? })
     }
+}
+
+/// First day of the period of so many months that holds `date`, and of the next one.
+fn anchored(date: Date, months: i32, anchor: i8) -> Option<(Date, Date)> {
+    let month = i32::from(date.year()) * 12 + i32::from(date.month()) - 1;
+    let this = month.div_euclid(months) * months;
+    let first = anchor_day(this, anchor)?;
+    if date < first { Some((anchor_day(this - months, anchor)?, first)) } else { Some((first, anchor_day(this + months, anchor)?)) }
+}
+
+/// The anchor day of a month counted from the year 0, cut to the month's length.
+fn anchor_day(month: i32, anchor: i8) -> Option<Date> {
+    let first = Date::new(i16::try_from(month.div_euclid(12)).ok()?, i8::try_from(month.rem_euclid(12)).ok()? + 1, 1).ok()?;
+    Date::new(first.year(), first.month(), anchor.min(first.days_in_month())).ok()
 }
 
 #[cfg(test)]

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use arrow::array::{AsArray, RecordBatch};
 use arrow::datatypes::TimestampMicrosecondType;
-use ratemill_rules::{Rule, RuleProject};
-use ratemill_schemas::Window;
+use ratemill_rules::{Reach, ReferenceData, Rule, RuleProject};
+use ratemill_schemas::{Window, WindowSpec};
 use ratemill_schemas::windows::WindowError;
 
 use super::manifest::WindowTask;
@@ -33,23 +33,28 @@ pub enum Finalize {
 pub(super) type Touched<'p> = Vec<(&'p Rule, BTreeMap<Window, i64>)>;
 
 /// The windows that these rows fall into.
-pub(super) fn touched<'p>(rules: &'p [Rule], batches: &[RecordBatch]) -> Result<Touched<'p>, WindowError> {
+pub(super) fn touched<'p>(rules: &'p [Rule], reference: &ReferenceData, batches: &[RecordBatch]) -> Result<Touched<'p>, WindowError> {
     let mut touched: Touched<'p> = rules.iter().filter(|rule| rule.reads_usage).map(|rule| (rule, BTreeMap::new())).collect();
     for batch in batches {
         let schema = batch.schema();
         let column = |name: &str| schema.index_of(name).ok().map(|index| batch.column(index));
-        let (Some(meters), Some(times), Some(ingested)) = (column("meter"), column("time"), column("ingested_at")) else { continue };
-        let meters = meters.as_string::<i32>();
+        let (Some(meters), Some(subjects), Some(times), Some(ingested)) =
+            (column("meter"), column("subject"), column("time"), column("ingested_at"))
+        else {
+            continue;
+        };
+        let (meters, subjects) = (meters.as_string::<i32>(), subjects.as_string::<i32>());
         let times = times.as_primitive::<TimestampMicrosecondType>().values();
         let ingested = ingested.as_primitive::<TimestampMicrosecondType>().values();
         for (rule, windows) in &mut touched {
             // Most rows fall into the window of the row before.
             let mut last: Option<Window> = None;
             for row in 0..batch.num_rows() {
-                if last.is_some_and(|window| window.contains(times[row])) || !rule.reads(meters.value(row)) {
+                let same = rule.options.window != WindowSpec::BillingPeriod && last.is_some_and(|window| window.contains(times[row]));
+                if same || !rule.reads(meters.value(row)) {
                     continue;
                 }
-                let window = rule.options.window.window_of(times[row])?;
+                let Some(window) = rule.window_of(reference, subjects.value(row), times[row])? else { continue };
                 last = Some(window);
                 if rule.in_force_at(window.start) {
                     let first = windows.entry(window).or_insert(ingested[row]);
@@ -62,9 +67,14 @@ pub(super) fn touched<'p>(rules: &'p [Rule], batches: &[RecordBatch]) -> Result<
 }
 
 /// Published windows of versions that are no longer in the project, which these rows fall into.
-pub(super) fn late_for_former(state: &EngineState, former: &[Rule], batches: &[RecordBatch]) -> Result<Vec<WindowTask>, WindowError> {
+pub(super) fn late_for_former(
+    state: &EngineState,
+    former: &[Rule],
+    reference: &ReferenceData,
+    batches: &[RecordBatch],
+) -> Result<Vec<WindowTask>, WindowError> {
     let mut late = Vec::new();
-    for (rule, windows) in touched(former, batches)? {
+    for (rule, windows) in touched(former, reference, batches)? {
         for window in windows.into_keys() {
             if let Some(range) = state.finalized(&rule.name, window)
                 && range.published
@@ -81,6 +91,21 @@ pub(super) fn late_for_former(state: &EngineState, former: &[Rule], batches: &[R
         }
     }
     Ok(late)
+}
+
+/// Adds the published windows after the touched ones, for rules whose windows see what was before them.
+pub(super) fn reach_onward(state: &EngineState, reference: &ReferenceData, touched: &mut Touched<'_>) -> Result<(), WindowError> {
+    for (rule, windows) in touched.iter_mut().filter(|(rule, _)| rule.reach == Reach::Onward) {
+        let Some((first, ingested)) = windows.first_key_value().map(|(window, ingested)| (*window, *ingested)) else { continue };
+        let published = state.finalized.iter().filter(|range| range.rule == rule.name && range.published);
+        let Some(to) = published.map(|range| range.end).max() else { continue };
+        for window in rule.windows_between(reference, first.start, to)? {
+            if window.start > first.start && state.finalized(&rule.name, window).is_some_and(|range| range.published) {
+                windows.entry(window).or_insert(ingested);
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Adds touched windows to the open ones, or returns them as late where they were published.
@@ -126,10 +151,7 @@ pub(super) fn due(state: &EngineState, project: &RuleProject, clock: i64, finali
             Finalize::Live => (rule.options.effective_from, clock.max(state.watermark.unwrap_or(clock))),
             Finalize::Range { from, to, .. } => (from.max(rule.options.effective_from), to),
         };
-        for window in rule.options.window.windows_between(from, to)? {
-            if !rule.in_force_at(window.start) {
-                continue;
-            }
+        for window in rule.windows_between(&project.reference, from, to)? {
             let published = state.finalized(&rule.name, window);
             let is_due = match finalize {
                 Finalize::Range { from, to, re_rate } => window.start >= from && window.end <= to && (re_rate || published.is_none()),

@@ -12,11 +12,11 @@ use datafusion::execution::runtime_env::RuntimeEnv;
 use datafusion::prelude::{col, lit};
 use ratemill_rules::functions::FUNCTIONS_VERSION;
 use ratemill_rules::session::{SessionLimits, runtime, session};
-use ratemill_rules::{Evaluator, RateError, ReferenceData, Rule, RuleProject, WindowCharges};
+use ratemill_rules::{Evaluator, RateError, Rule, RuleProject, WindowCharges};
 use ratemill_schemas::files;
 use ratemill_schemas::invoicing::InvoicingCalendar;
 use ratemill_schemas::windows::WindowError;
-use ratemill_schemas::{EventHasher, EventKey, UsageSchema, Window, charges, rejected, time};
+use ratemill_schemas::{EventHasher, EventKey, UsageSchema, Window, WindowSpec, charges, rejected, time};
 
 use super::books::{check_books, claims_batch, frame_keys, merge_days, rows_of};
 use super::due::{self, Finalize};
@@ -114,7 +114,7 @@ pub struct Epochs {
     pub(super) lake: Lake,
     pub(super) ownership: Ownership,
     pub(super) tables: Tables,
-    pub(super) project: RuleProject,
+    pub(super) project: Arc<RuleProject>,
     pub(super) schema: Arc<UsageSchema>,
     pub(super) state: EngineState,
     pub(super) last: i64,
@@ -230,7 +230,7 @@ impl Epochs {
             lake,
             ownership,
             tables,
-            project: setup.project,
+            project: Arc::new(setup.project),
             schema: setup.schema,
             state,
             last,
@@ -333,8 +333,10 @@ impl Epochs {
         let headers: Vec<_> = frames.iter().map(|frame| frame.header.clone()).collect();
         state.advance(&headers, &self.inputs, self.opened_at, clock, self.idle);
         let batches = self.usage_of(epoch, frames)?;
-        let mut tasks = due::note_usage(&mut state, due::touched(&self.project.rules, &batches)?, watermark_before);
-        for task in due::late_for_former(&state, &self.former, &batches)? {
+        let mut touched = due::touched(&self.project.rules, &self.project.reference, &batches)?;
+        due::reach_onward(&state, &self.project.reference, &mut touched)?;
+        let mut tasks = due::note_usage(&mut state, touched, watermark_before);
+        for task in due::late_for_former(&state, &self.former, &self.project.reference, &batches)? {
             if !tasks.iter().any(|late| late.rule == task.rule && late.window == task.window) {
                 tasks.push(task);
             }
@@ -489,7 +491,7 @@ impl Epochs {
                 version: rule_version.to_owned(),
                 message: "is not what its name in the lake says".to_owned(),
             })?;
-            let evaluator = self.evaluator(project.reference.clone())?;
+            let evaluator = self.evaluator(Arc::clone(&project))?;
             let windows: Vec<Window> = tasks.iter().map(|task| task.window).collect();
             let results = match evaluator.evaluate(rule, &windows).await {
                 Ok(results) => results,
@@ -514,6 +516,7 @@ impl Epochs {
                     start: task.window.start,
                     end: task.window.end,
                     published: known || had_usage || result.charges.num_rows() > 0,
+                    exact: rule.options.window == WindowSpec::BillingPeriod,
                 });
                 postings.extend(rows);
             }
@@ -563,9 +566,9 @@ impl Epochs {
     /// # Errors
     /// [`EpochError`].
     pub async fn provisional(&self) -> Result<Vec<(String, WindowCharges)>, EpochError> {
-        let evaluator = self.evaluator(self.project.reference.clone())?;
+        let evaluator = self.evaluator(Arc::clone(&self.project))?;
         let mut results = Vec::new();
-        for rule in &self.project.rules {
+        for rule in self.project.rules.iter().filter(|rule| rule.options.provisional) {
             let windows: Vec<Window> = self
                 .state
                 .open
@@ -578,8 +581,8 @@ impl Epochs {
         Ok(results)
     }
 
-    fn evaluator(&self, reference: ReferenceData) -> Result<Evaluator, EpochError> {
-        Ok(Evaluator::new(Arc::clone(&self.runtime), self.limits.clone(), reference, self.tables.usage.provider()?))
+    fn evaluator(&self, project: Arc<RuleProject>) -> Result<Evaluator, EpochError> {
+        Ok(Evaluator::new(Arc::clone(&self.runtime), self.limits.clone(), project, self.tables.usage.provider()?))
     }
 
     /// All ledger rows of a rule in the range of these windows.

@@ -44,6 +44,15 @@ pub struct Finalized {
     pub end: i64,
     /// Whether anything was published; an empty window without usage may still get its original charges.
     pub published: bool,
+    /// Whether it is one window and no range: billing periods of several contracts overlap.
+    #[serde(default)]
+    pub exact: bool,
+}
+
+impl Finalized {
+    fn holds(&self, window: Window) -> bool {
+        if self.exact { self.start == window.start && self.end == window.end } else { self.start <= window.start && window.end <= self.end }
+    }
 }
 
 /// A window that has usage and is not finalized.
@@ -106,15 +115,17 @@ impl EngineState {
     /// How `window` of `rule` was finalized, if it was.
     #[must_use]
     pub fn finalized(&self, rule: &str, window: Window) -> Option<&Finalized> {
-        self.finalized.iter().find(|range| range.rule == rule && range.start <= window.start && window.end <= range.end)
+        self.finalized.iter().find(|range| range.rule == rule && range.holds(window))
     }
 
     /// Marks a window as finalized; ranges that touch are joined.
     pub fn finalize(&mut self, new: Finalized) {
         self.reopen(&new.rule, Window { start: new.start, end: new.end });
-        self.open.retain(|open| !(open.rule == new.rule && open.window.start == new.start));
+        self.open.retain(|open| !(open.rule == new.rule && open.window.start == new.start && open.window.end == new.end));
         let joins = |range: &Finalized| {
             range.rule == new.rule
+                && !range.exact
+                && !new.exact
                 && range.rule_version == new.rule_version
                 && range.reference_version == new.reference_version
                 && range.published == new.published
@@ -130,11 +141,7 @@ impl EngineState {
 
     /// Takes a window out of the finalized ranges.
     pub fn reopen(&mut self, rule: &str, window: Window) {
-        let Some(index) =
-            self.finalized.iter().position(|range| range.rule == rule && range.start <= window.start && window.end <= range.end)
-        else {
-            return;
-        };
+        let Some(index) = self.finalized.iter().position(|range| range.rule == rule && range.holds(window)) else { return };
         let range = self.finalized.remove(index);
         if range.start < window.start {
             self.finalized.push(Finalized { end: window.start, ..range.clone() });
@@ -159,6 +166,7 @@ mod tests {
             start,
             end,
             published,
+            exact: false,
         };
         for start in 0..5 {
             state.finalize(range(start, start + 1, true));

@@ -1,8 +1,11 @@
 //! Versions of rules and reference data: kept in the lake, found again, and compared with what is published.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use ratemill_rules::{Diagnostics, ReferenceData, Rule, RuleProject};
+use ratemill_schemas::WindowSpec;
+use ratemill_schemas::windows::WindowError;
 
 use super::manifest::encode;
 use super::run::{EpochError, Epochs};
@@ -23,7 +26,11 @@ impl Epochs {
                 return Err(wrong(&range.rule, &range.rule_version, message));
             };
             let window = &rule.options.window;
-            if window.window_of(range.start)?.start != range.start || window.window_of(range.end - 1)?.end != range.end {
+            let cut_differently = |spec: &WindowSpec| -> Result<bool, WindowError> {
+                Ok(range.exact != (*spec == WindowSpec::BillingPeriod)
+                    || (!range.exact && (spec.window_of(range.start)?.start != range.start || spec.window_of(range.end - 1)?.end != range.end)))
+            };
+            if cut_differently(window)? {
                 let message = "has published windows that were cut differently; keep window and timezone, or give the new rule another name, and end this one with effective_to".to_owned();
                 return Err(wrong(&range.rule, &rule.version, message));
             }
@@ -54,20 +61,33 @@ impl Epochs {
                 continue;
             }
             match self.version(&range.rule, &range.rule_version, &range.reference_version).await {
-                Ok(project) => self.former.extend(project.rules.into_iter().filter(|rule| rule.version == range.rule_version)),
+                Ok(project) => self.former.extend(project.rules.iter().filter(|rule| rule.version == range.rule_version).cloned()),
                 Err(error) => tracing::error!(%error, "late usage of windows that this version published cannot be rated"),
             }
         }
     }
 
     /// The project at a version: the present one, or an older one out of the lake.
-    pub(super) async fn version(&self, rule: &str, rule_version: &str, reference_version: &str) -> Result<RuleProject, EpochError> {
+    pub(super) async fn version(&self, rule: &str, rule_version: &str, reference_version: &str) -> Result<Arc<RuleProject>, EpochError> {
         if self.project.reference.version() == reference_version && self.project.rule(rule, rule_version).is_some() {
-            return Ok(self.project.clone());
+            return Ok(Arc::clone(&self.project));
         }
         let missing = |message: String| EpochError::Version { rule: rule.to_owned(), version: rule_version.to_owned(), message };
-        let text =
-            self.lake.read(&rule_file(rule, rule_version)).await?.ok_or_else(|| missing("is not in the lake any more".to_owned()))?;
+        let mut texts = Vec::new();
+        let mut wanted = vec![(rule.to_owned(), rule_version.to_owned())];
+        let mut seen = BTreeSet::new();
+        while let Some((name, version)) = wanted.pop() {
+            if !seen.insert((name.clone(), version.clone())) {
+                continue;
+            }
+            let file = rule_file(&name, &version);
+            let text = self.lake.read(&file).await?.ok_or_else(|| missing(format!("`{name}` {version} is not in the lake any more")))?;
+            texts.push((file, String::from_utf8_lossy(&text).into_owned()));
+            if let Some(reads) = self.lake.read(&reads_file(&name, &version)).await? {
+                let reads: Vec<(String, String)> = serde_json::from_slice(&reads).map_err(|error| missing(error.to_string()))?;
+                wanted.extend(reads);
+            }
+        }
         let files = self
             .lake
             .read(&reference_file(reference_version))
@@ -76,16 +96,20 @@ impl Epochs {
         let files = serde_json::from_slice(&files).map_err(|error| missing(error.to_string()))?;
         let mut diagnostics = Diagnostics::default();
         let reference = ReferenceData::from_files(files, "lake", &mut diagnostics);
-        let text = String::from_utf8_lossy(&text).into_owned();
-        RuleProject::check(vec![(rule_file(rule, rule_version), text)], reference, Arc::clone(&self.schema), diagnostics)
+        RuleProject::check(texts, reference, Arc::clone(&self.schema), diagnostics)
             .await
-            .map(|(project, _)| project)
+            .map(|(project, _)| Arc::new(project))
             .map_err(|diagnostics| missing(diagnostics.to_string()))
     }
 
     /// Keeps the present rules and reference data in the lake, under their versions.
     pub(super) async fn keep_versions(&self) -> Result<(), EpochError> {
         for rule in &self.project.rules {
+            let reads = self.project.reads(rule);
+            if !reads.is_empty() {
+                let name = reads_file(&rule.name, &rule.version);
+                self.lake.create(&name, encode(&name, &reads)?).await?;
+            }
             self.lake.create(&rule_file(&rule.name, &rule.version), rule.text.clone().into_bytes()).await?;
         }
         let name = reference_file(self.project.reference.version());
@@ -93,6 +117,11 @@ impl Epochs {
         self.lake.create(&name, content).await?;
         Ok(())
     }
+}
+
+/// The versions of the rules that a version reads.
+fn reads_file(rule: &str, version: &str) -> String {
+    format!("rules/{rule}-{version}.reads.json")
 }
 
 fn rule_file(rule: &str, version: &str) -> String {

@@ -1,0 +1,168 @@
+//! A rule's output in the columns of the ledger, with every row checked.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
+use arrow::datatypes::{DataType, Decimal128Type, Field, Schema};
+use arrow::util::display::{ArrayFormatter, FormatOptions};
+use ratemill_schemas::decimal::{DECIMAL, Decimal};
+use ratemill_schemas::time::format_instant;
+use ratemill_schemas::{Currency, Window};
+
+use super::RateError;
+use crate::rule::Rule;
+
+/// Brings a rule's output into the columns of the ledger and checks every row.
+pub(super) struct Shaper<'a> {
+    pub(super) rule: &'a Rule,
+    pub(super) window: Window,
+}
+
+/// Columns that a rule's output has in the ledger, before its further columns.
+pub const CHARGE_COLUMNS: [&str; 9] =
+    ["customer_id", "contract_id", "item", "currency", "amount", "quantity", "unit", "unit_price", "detail"];
+
+/// Further columns that are part of a charge's identity: every one that is no decimal.
+#[must_use]
+pub fn is_identity(data_type: &DataType) -> bool {
+    !matches!(data_type, DataType::Decimal128(..))
+}
+
+/// The type in which the ledger stores a further column.
+#[must_use]
+pub fn stored_type(data_type: &DataType) -> DataType {
+    match data_type {
+        other if other.is_string() || other.is_null() => DataType::Utf8,
+        other if other.is_integer() => DataType::Int64,
+        DataType::Timestamp(..) => ratemill_schemas::time::instant_type(),
+        DataType::Decimal128(..) => DECIMAL,
+        other => other.clone(),
+    }
+}
+
+impl Shaper<'_> {
+    /// No charges, in the columns of the rule.
+    pub(super) fn empty(&self) -> RecordBatch {
+        let nothing = RecordBatch::new_empty(Arc::new(Schema::empty()));
+        self.shape(&nothing).unwrap_or(nothing)
+    }
+
+    pub(super) fn shape(&self, batch: &RecordBatch) -> Result<RecordBatch, RateError> {
+        let mut fields = Vec::new();
+        let mut columns: Vec<ArrayRef> = Vec::new();
+        for name in CHARGE_COLUMNS {
+            let data_type = if matches!(name, "amount" | "quantity" | "unit_price") { DECIMAL } else { DataType::Utf8 };
+            let column = match batch.column_by_name(name) {
+                Some(column) => self.convert(name, column, &data_type)?,
+                None => arrow::array::new_null_array(&data_type, batch.num_rows()),
+            };
+            fields.push(Field::new(name, data_type, true));
+            columns.push(column);
+        }
+        for output in self.rule.further_columns() {
+            let data_type = stored_type(&output.data_type);
+            columns.push(match batch.column_by_name(&output.name) {
+                Some(column) => self.convert(&output.name, column, &data_type)?,
+                None => arrow::array::new_null_array(&data_type, batch.num_rows()),
+            });
+            fields.push(Field::new(&output.name, data_type, true));
+        }
+        let shaped = RecordBatch::try_new(Arc::new(Schema::new(fields)), columns).map_err(|error| self.failed("?", error.to_string()))?;
+        self.check(&shaped)?;
+        Ok(shaped)
+    }
+
+    fn convert(&self, name: &str, column: &ArrayRef, to: &DataType) -> Result<ArrayRef, RateError> {
+        if let DataType::Decimal128(_, scale) = column.data_type()
+            && *to == DECIMAL
+            && *scale > ratemill_schemas::decimal::SCALE
+        {
+            return Err(self.failed("?", format!("`{name}` has {scale} places; round it to 18")));
+        }
+        let options = arrow::compute::CastOptions { safe: false, ..Default::default() };
+        arrow::compute::cast_with_options(column, to, &options).map_err(|error| self.failed("?", format!("`{name}`: {error}")))
+    }
+
+    fn check(&self, charges: &RecordBatch) -> Result<(), RateError> {
+        let text = |index: usize| charges.column(index).as_string::<i32>();
+        let (customers, items, currencies) = (text(0), text(2), text(3));
+        let amounts = charges.column(4).as_primitive::<Decimal128Type>();
+        let mut known: HashMap<String, usize> = HashMap::with_capacity(charges.num_rows());
+        let mut valid_currencies: HashMap<&str, ()> = HashMap::new();
+        for row in 0..charges.num_rows() {
+            let customer = if customers.is_null(row) { "?" } else { customers.value(row) };
+            for (name, null) in [
+                ("customer_id", customers.is_null(row)),
+                ("item", items.is_null(row)),
+                ("currency", currencies.is_null(row)),
+                ("amount", amounts.is_null(row)),
+            ] {
+                if null {
+                    return Err(self.failed(
+                        customer,
+                        format!("`{name}` is null; every charge has one (a sum over no rows is null: write coalesce(sum(…), 0))"),
+                    ));
+                }
+            }
+            let currency = currencies.value(row);
+            if !valid_currencies.contains_key(currency) {
+                currency.parse::<Currency>().map_err(|error| self.failed(customer, error.to_string()))?;
+                valid_currencies.insert(currency, ());
+            }
+            for column in charges.columns() {
+                if let DataType::Decimal128(..) = column.data_type() {
+                    let decimals = column.as_primitive::<Decimal128Type>();
+                    if decimals.is_valid(row) {
+                        Decimal::from_raw(decimals.value(row)).map_err(|error| self.failed(customer, format!("a decimal {error}")))?;
+                    }
+                }
+            }
+            if let Some(other) = known.insert(identity(charges, row), row) {
+                let message = format!(
+                    "two charges of the same identity (customer `{customer}`, item `{}`, currency {currency}): {} and {}; group them, or tell them apart by item or a further column",
+                    items.value(row),
+                    show(amounts.value(other)),
+                    show(amounts.value(row)),
+                );
+                return Err(self.failed(customer, message));
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn failed(&self, customer: &str, message: String) -> RateError {
+        RateError::Charge { rule: self.rule.name.clone(), window: self.window, customer: customer.to_owned(), message }
+    }
+}
+
+fn show(raw: i128) -> String {
+    Decimal::from_raw(raw).map_or_else(|_| raw.to_string(), |value| value.to_string())
+}
+
+/// The identity of a charge within its rule and window: `customer_id`, `contract_id`, `item`, `currency` and every
+/// further column that is no decimal, as a text in which no two identities agree.
+///
+/// # Panics
+/// When the batch does not have the columns of [`WindowCharges`].
+#[must_use]
+pub fn identity(charges: &RecordBatch, row: usize) -> String {
+    let mut text = String::new();
+    let schema = charges.schema();
+    let further = (CHARGE_COLUMNS.len()..charges.num_columns()).filter(|index| is_identity(schema.field(*index).data_type()));
+    for index in [0, 1, 2, 3].into_iter().chain(further) {
+        let column = charges.column(index);
+        if column.is_null(row) {
+            // A column that a rule gained later is null in older charges: absent and null are one.
+            continue;
+        }
+        let value = match column.data_type() {
+            DataType::Utf8 => column.as_string::<i32>().value(row).to_owned(),
+            DataType::Timestamp(..) => format_instant(column.as_primitive::<arrow::datatypes::TimestampMicrosecondType>().value(row)),
+            _ => ArrayFormatter::try_new(column, &FormatOptions::default())
+                .map_or_else(|error| error.to_string(), |formatter| formatter.value(row).to_string()),
+        };
+        text.push_str(&format!("{}={}:{value};", schema.field(index).name(), value.len()));
+    }
+    text
+}

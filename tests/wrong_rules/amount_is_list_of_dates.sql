@@ -1,0 +1,12 @@
+-- Dates instead of their number.
+CREATE MATERIALIZED VIEW pages
+WITH (window = 'month', timezone = 'Europe/London', effective_from = '2026-01-01')
+AS
+SELECT c.customer_id,
+       c.contract_id,
+       c.subject,
+       'Fee' AS item,
+       period_starts(c.signed_on, DATE '2026-12-31', c.anchor_day) AS amount,
+       c.currency
+FROM billing_window w
+CROSS JOIN contracts FOR SYSTEM_TIME AS OF w.window_start AS c

@@ -1,0 +1,12 @@
+-- A period with a nearby name.
+CREATE MATERIALIZED VIEW pages
+WITH (window = 'month', timezone = 'Europe/London', effective_from = '2026-01-01')
+AS
+SELECT c.customer_id,
+       c.contract_id,
+       c.subject,
+       'Fee' AS item,
+       billing_cycles(c.signed_on, NULL, DATE '2026-12-31', 'monthy', 1) AS amount,
+       c.currency
+FROM billing_window w
+CROSS JOIN contracts FOR SYSTEM_TIME AS OF w.window_start AS c

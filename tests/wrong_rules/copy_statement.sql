@@ -1,0 +1,2 @@
+-- COPY instead of a rule.
+COPY (SELECT * FROM usage) TO 'usage.csv'

@@ -1,0 +1,15 @@
+-- A day of 24 hours is not a day of the calendar.
+CREATE MATERIALIZED VIEW pages
+WITH (window = 'month', timezone = 'Europe/London', effective_from = '2026-01-01')
+AS
+SELECT c.customer_id,
+       c.plan,
+       'Pages' AS item,
+       sum(u.quantity) AS amount,
+       c.currency
+FROM usage u
+JOIN contracts FOR SYSTEM_TIME AS OF u.time AS c ON c.subject = u.subject
+JOIN prices p ON p.plan = c.plan AND p.item = 'page'
+CROSS JOIN billing_window w
+WHERE u.meter = 'printed_page' AND u.time < w.window_start + INTERVAL '1 day'
+GROUP BY c.customer_id, c.plan, c.currency, p.tiers

@@ -1,0 +1,2 @@
+-- DELETE instead of a rule.
+DELETE FROM usage WHERE meter = 'printed_page'

@@ -1,0 +1,2 @@
+-- DROP instead of effective_to.
+DROP MATERIALIZED VIEW pages

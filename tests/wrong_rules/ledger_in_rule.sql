@@ -1,0 +1,11 @@
+-- Rows of the ledger with their corrections instead of the charges of a rule.
+CREATE MATERIALIZED VIEW minimum
+WITH (window = 'month', timezone = 'Europe/London', effective_from = '2026-01-01')
+AS
+SELECT d.customer_id,
+       d.contract_id,
+       'Minimum' AS item,
+       at_least(sum(d.amount), 20.00) - sum(d.amount) AS amount,
+       d.currency
+FROM charges d
+GROUP BY d.customer_id, d.contract_id, d.currency

@@ -1,0 +1,15 @@
+-- A day needs a time zone.
+CREATE MATERIALIZED VIEW pages
+WITH (window = 'month', timezone = 'Europe/London', effective_from = '2026-01-01')
+AS
+SELECT c.customer_id,
+       c.plan,
+       'Pages' AS item,
+       sum(u.quantity) AS amount,
+       c.currency,
+       time_bucket(u.time, 'day') AS bucket
+FROM usage u
+JOIN contracts FOR SYSTEM_TIME AS OF u.time AS c ON c.subject = u.subject
+JOIN prices p ON p.plan = c.plan AND p.item = 'page'
+WHERE u.meter = 'printed_page'
+GROUP BY c.customer_id, c.plan, c.currency, p.tiers, time_bucket(u.time, 'day')

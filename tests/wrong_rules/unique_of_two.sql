@@ -1,0 +1,14 @@
+-- unique takes one value.
+CREATE MATERIALIZED VIEW pages
+WITH (window = 'month', timezone = 'Europe/London', effective_from = '2026-01-01')
+AS
+SELECT c.customer_id,
+       c.plan,
+       'Pages' AS item,
+       unique(u.subject, u.region) AS amount,
+       c.currency
+FROM usage u
+JOIN contracts FOR SYSTEM_TIME AS OF u.time AS c ON c.subject = u.subject
+JOIN prices p ON p.plan = c.plan AND p.item = 'page'
+WHERE u.meter = 'printed_page'
+GROUP BY c.customer_id, c.plan, c.currency, p.tiers

@@ -1,0 +1,15 @@
+-- When usage arrives must not change a charge.
+CREATE MATERIALIZED VIEW pages
+WITH (window = 'month', timezone = 'Europe/London', effective_from = '2026-01-01')
+AS
+SELECT c.customer_id,
+       c.plan,
+       'Pages' AS item,
+       graduated(sum(u.quantity), p.tiers) AS amount,
+       c.currency
+FROM usage u
+JOIN contracts FOR SYSTEM_TIME AS OF u.time AS c ON c.subject = u.subject
+JOIN prices p ON p.plan = c.plan AND p.item = 'page'
+CROSS JOIN billing_window w
+WHERE u.meter = 'printed_page' AND u.ingested_at < w.window_end
+GROUP BY c.customer_id, c.plan, c.currency, p.tiers
