@@ -6,7 +6,7 @@ use std::ops::ControlFlow;
 
 use ratemill_schemas::Rounding;
 use sqlparser::ast::{
-    BinaryOperator, DuplicateTreatment, Expr, Function, FunctionArg, FunctionArgExpr, FunctionArguments, Ident, Join, JoinConstraint, JoinOperator, LimitClause, ObjectName, Query, Select, SelectItem, SetExpr, Spanned,
+    BinaryOperator, CeilFloorKind, DuplicateTreatment, Expr, Function, FunctionArg, FunctionArgExpr, FunctionArgumentList, FunctionArguments, Ident, Join, JoinConstraint, JoinOperator, LimitClause, ObjectName, Query, Select, SelectItem, SetExpr, Spanned,
     TableFactor, TableVersion, TableWithJoins, UnaryOperator, Value, VisitMut, VisitorMut, With,
 };
 
@@ -271,6 +271,13 @@ impl Rewriter<'_> {
                 function.name = ObjectName::from(vec![Ident::with_span(function.name.span(), "count")]);
                 list.duplicate_treatment = Some(DuplicateTreatment::Distinct);
             }
+            ("ceil" | "floor", 1 | 2, _) => {
+                if list.args.len() == 1 {
+                    list.args.push(number("0"));
+                }
+                list.args.push(text(if name == "ceil" { "ceiling" } else { "floor" }));
+                function.name = ObjectName::from(vec![Ident::with_span(function.name.span(), "round")]);
+            }
             ("round_money", 2, Some(mode)) | ("round", 2, Some(mode)) => list.args.push(text(mode.name())),
             ("round", 1, Some(mode)) => list.args.extend([number("0"), text(mode.name())]),
             _ => {}
@@ -376,6 +383,20 @@ impl VisitorMut for Rewriter<'_> {
         if let Expr::Function(function) = expr {
             self.plain_functions(function);
         }
+        // The parser has a node of its own for these; they are exact roundings.
+        let rounding = match expr {
+            Expr::Ceil { expr, field } => Some((expr, field, "ceiling")),
+            Expr::Floor { expr, field } => Some((expr, field, "floor")),
+            _ => None,
+        };
+        if let Some((number, field, mode)) = rounding {
+            let places = match field {
+                CeilFloorKind::Scale(value) => Expr::Value(value.clone()),
+                CeilFloorKind::DateTimeField(_) => Expr::Value(Value::Number("0".to_owned(), false).with_empty_span()),
+            };
+            let mode = Expr::Value(Value::SingleQuotedString(mode.to_owned()).with_empty_span());
+            *expr = call("round", vec![(**number).clone(), places, mode]);
+        }
         // The planner's negation wraps at the smallest number; a difference is checked.
         if let Expr::UnaryOp { op: UnaryOperator::Minus, expr: inner } = expr
             && !matches!(**inner, Expr::Value(_))
@@ -385,6 +406,23 @@ impl VisitorMut for Rewriter<'_> {
         }
         ControlFlow::Continue(())
     }
+}
+
+fn call(name: &str, arguments: Vec<Expr>) -> Expr {
+    Expr::Function(Function {
+        name: ObjectName::from(vec![Ident::new(name)]),
+        uses_odbc_syntax: false,
+        parameters: FunctionArguments::None,
+        args: FunctionArguments::List(FunctionArgumentList {
+            duplicate_treatment: None,
+            args: arguments.into_iter().map(|argument| FunctionArg::Unnamed(FunctionArgExpr::Expr(argument))).collect(),
+            clauses: Vec::new(),
+        }),
+        filter: None,
+        null_treatment: None,
+        over: None,
+        within_group: Vec::new(),
+    })
 }
 
 fn single_name(name: &ObjectName) -> Option<String> {

@@ -77,6 +77,7 @@ pub(crate) async fn output(
 pub(crate) fn empty_session(reference: &ReferenceData, inputs: &Inputs) -> Result<SessionContext, DataFusionError> {
     let limits = session::SessionLimits { partitions: 1, ..session::SessionLimits::default() };
     let context = session::session(session::runtime(&limits)?, &limits);
+    crate::functions::register_reference_functions(&context, reference)?;
     inputs.register(&context, |_, schema| Ok(Arc::new(MemTable::try_new(Arc::clone(schema), vec![vec![]])?)))?;
     for table in reference.tables() {
         context.register_table(table.name(), Arc::new(MemTable::try_new(table.schema(), vec![vec![]])?))?;

@@ -1,26 +1,42 @@
 //! The functions that rules may use: a small set of DataFusion's own, and the exact ones of this crate.
 
 mod arithmetic;
-mod prorate;
+mod binding;
+mod collected;
+mod convert;
+mod quantities;
 mod rounding;
 mod sum;
-mod tiers;
+mod times;
 mod to_decimal;
 
 use std::collections::HashSet;
 use std::sync::Arc;
 
+use arrow::datatypes::{DataType, Field, FieldRef, Fields};
 use datafusion::common::Result;
 use datafusion::logical_expr::planner::ExprPlanner;
 use datafusion::logical_expr::{AggregateUDF, ScalarUDF, WindowUDF};
 
 use datafusion::prelude::SessionContext;
 
+use ratemill_schemas::decimal::DECIMAL;
+
 use crate::reference::ReferenceData;
-pub use tiers::{tiers_field, tiers_type};
+
+/// The element of a `tiers` column: ascending by `up_to`, which is null where a tier has no bound.
+#[must_use]
+pub fn tiers_field() -> FieldRef {
+    let fields = Fields::from(vec![
+        Field::new("up_to", DECIMAL, true),
+        Field::new("unit_price", DECIMAL, false),
+        Field::new("flat_fee", DECIMAL, false),
+    ]);
+    Arc::new(Field::new_list_field(DataType::Struct(fields), true))
+}
 
 /// Changes when the result of any pricing function changes, and with it the version of every rule.
-pub const FUNCTIONS_VERSION: &str = "1";
+pub const FUNCTIONS_VERSION: &str = "2";
 
 /// DataFusion's scalar functions that are exact and depend on nothing but their arguments.
 const SCALARS: [&str; 31] = [
@@ -68,10 +84,8 @@ pub fn scalar_functions() -> Vec<Arc<ScalarUDF>> {
         .chain(datafusion::functions_nested::all_default_nested_functions())
         .filter(|function| allowed.contains(function.name()))
         .chain(arithmetic::functions())
+        .chain(quantities::FUNCTIONS.iter().chain(times::FUNCTIONS).map(binding::bind))
         .chain([
-            Arc::new(ScalarUDF::from(tiers::Tiered::graduated())),
-            Arc::new(ScalarUDF::from(tiers::Tiered::volume())),
-            Arc::new(ScalarUDF::from(prorate::Prorate::new())),
             Arc::new(ScalarUDF::from(rounding::RoundMoney::new())),
             Arc::new(ScalarUDF::from(rounding::Round::new())),
             Arc::new(ScalarUDF::from(to_decimal::ParseDecimal::new())),
@@ -83,7 +97,8 @@ pub fn scalar_functions() -> Vec<Arc<ScalarUDF>> {
 ///
 /// # Errors
 /// When a table that a function reads lacks a column.
-pub fn register_reference_functions(_context: &SessionContext, _reference: &ReferenceData) -> Result<()> {
+pub fn register_reference_functions(context: &SessionContext, reference: &ReferenceData) -> Result<()> {
+    context.register_udf(convert::function(reference)?);
     Ok(())
 }
 
@@ -95,6 +110,7 @@ pub fn aggregate_functions() -> Vec<Arc<AggregateUDF>> {
         .into_iter()
         .filter(|function| allowed.contains(function.name()))
         .chain([Arc::new(AggregateUDF::from(sum::CheckedSum::new()))])
+        .chain(collected::functions())
         .collect()
 }
 

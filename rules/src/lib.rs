@@ -13,6 +13,7 @@ pub mod evaluate;
 pub mod functions;
 mod inputs;
 mod lift;
+mod pricing;
 mod project;
 pub mod reference;
 mod rule;

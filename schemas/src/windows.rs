@@ -211,6 +211,13 @@ impl Period {
     /// The period that holds `instant`, by the local days of `zone`.
     pub(crate) fn window_of(self, instant: i64, zone: &TimeZone, anchor: i8) -> Option<Window> {
         let date = Timestamp::from_microsecond(instant).ok()?.to_zoned(zone.clone()).date();
+        let (window, next) = self.window_of_date(date, zone, anchor)?;
+        // Where clocks went back over midnight, the day before is read once more after the next one began.
+        if instant < window.end { Some(window) } else { self.window_of_date(next, zone, anchor).map(|(window, _)| window) }
+    }
+
+    /// The period that holds a date, and the first date of the next one.
+    fn window_of_date(self, date: Date, zone: &TimeZone, anchor: i8) -> Option<(Window, Date)> {
         let (first, next) = match self {
             Self::Day => (date, date.checked_add(1.day()).ok()?),
             Self::Week => {
@@ -223,7 +230,7 @@ impl Period {
             Self::Year => anchored(date, 12, anchor)?,
         };
         let bound = |date: Date| Some(date.to_zoned(zone.clone()).ok()?.timestamp().as_microsecond());
-        Some(Window { start: bound(first)?, end: bound(next)? })
+        Some((Window { start: bound(first)?, end: bound(next)? }, next))
     }
 }
 

@@ -62,13 +62,13 @@ marginal AS (
            running_amount - coalesce(lag(running_amount) OVER (PARTITION BY case_id ORDER BY position), 0) AS marginal_amount
     FROM priced
 )
-SELECT case_id                          AS customer_id,
-       'total'                          AS item,
-       CAST(NULL AS BIGINT)             AS position,
+SELECT case_id                           AS customer_id,
+       'total'                           AS item,
+       CAST(NULL AS BIGINT)              AS position,
        coalesce(sum(marginal_amount), 0) AS amount,
-       CAST(NULL AS DECIMAL(38, 18))    AS running_amounts,
-       CAST(NULL AS DECIMAL(38, 18))    AS marginal_amounts,
-       'USD'                            AS currency
+       CAST(NULL AS DECIMAL(38, 18))     AS running_amounts,
+       CAST(NULL AS DECIMAL(38, 18))     AS marginal_amounts,
+       'USD'                             AS currency
 FROM marginal
 GROUP BY case_id
 UNION ALL

@@ -4,7 +4,7 @@ CREATE MATERIALIZED VIEW window_totals
 WITH (window = 'year', effective_from = '2000-01-01', fan_out = 'allowed')
 AS
 WITH months AS (
-    SELECT c.case_id, c.timezone, coalesce(c.anchor_day, 1) AS anchor_day,
+    SELECT c.case_id, c.timezone, coalesce(c.anchor_day, 1) AS anchor,
            unnest(period_starts(c.period_start, c.period_end, coalesce(c.anchor_day, 1))) AS first_day
     FROM contract c
 ),
@@ -13,7 +13,7 @@ month_totals AS (
     FROM months m
     LEFT JOIN events e ON e.case_id = m.case_id
                       AND e.at >= local_midnight(m.first_day, m.timezone)
-                      AND e.at < local_midnight(add_months(m.first_day, 1, m.anchor_day), m.timezone)
+                      AND e.at < local_midnight(add_months(m.first_day, 1, m.anchor), m.timezone)
     GROUP BY m.case_id, m.first_day
 )
 SELECT c.case_id                       AS customer_id,

@@ -6,6 +6,7 @@ mod batch;
 mod corrections;
 mod crash;
 mod demo;
+mod differential;
 mod engine;
 mod files;
 mod http;

@@ -2,11 +2,11 @@
 
 use jiff::civil::Date;
 use jiff::tz::TimeZone;
-use ratemill_schemas::WindowSpec;
+use ratemill_schemas::{Decimal, WindowSpec};
 use ratemill_schemas::time::{DAY, format_instant};
 
 use super::clock::{SECOND, local_date, local_time, utc_offset};
-use super::{PricingError, backwards, calendar_days};
+use super::{PricingError, backwards, calendar_days, computing};
 
 /// Days from one date to another, the end excluded; negative when `to` is before `from`.
 ///
@@ -28,6 +28,23 @@ pub(crate) fn elapsed_days(from: i64, to: i64, zone: &TimeZone) -> Result<i64, P
     let midnight = if local_time(to, zone)?.time == 0 { SECOND } else { 0 };
     let elapsed = to - from + change + midnight;
     Ok(elapsed.div_euclid(DAY) + i64::from(elapsed.rem_euclid(DAY) != 0))
+}
+
+/// `amount × |active ∩ window| ÷ |window|`, by time; a null bound is open.
+pub(crate) fn prorate(
+    amount: Decimal,
+    active_from: Option<i64>,
+    active_to: Option<i64>,
+    window_start: i64,
+    window_end: i64,
+) -> Result<Decimal, PricingError> {
+    if window_end <= window_start {
+        return Err(backwards("the window", format_instant(window_start), format_instant(window_end)));
+    }
+    let start = active_from.map_or(window_start, |from| from.max(window_start));
+    let end = active_to.map_or(window_end, |to| to.min(window_end));
+    let active = i128::from(end.saturating_sub(start).max(0));
+    amount.scaled_by(active, i128::from(window_end - window_start)).map_err(computing(format_args!("prorated {amount}:")))
 }
 
 /// Local days of `[window_start, window_end)`: those of which any part is active, and all. A null bound is open.

@@ -246,6 +246,37 @@ mod tests {
     }
 
     #[test]
+    fn every_minute_of_a_part_has_its_price() {
+        let rows = [
+            ("1-5", "07:15", "20:00", "3"),
+            ("6,7", "01:40", "02:50", "4"),
+            ("1-7", "22:00", "02:10", "2"),
+            ("1-7", "00:00", "24:00", "1"),
+        ];
+        let tariff = windows(&rows);
+        for (name, start) in [
+            ("Europe/Berlin", "2026-03-27T11:00:00Z"),
+            ("Europe/Berlin", "2026-10-23T11:00:00Z"),
+            ("Australia/Lord_Howe", "2026-04-03T05:00:00Z"),
+            ("Australia/Lord_Howe", "2026-10-02T05:00:00Z"),
+            ("Asia/Beirut", "2026-03-27T11:00:00Z"),
+            ("America/St_Johns", "2026-10-30T11:00:00Z"),
+        ] {
+            let (zone, start) = (zone(name).unwrap(), parse_instant(start).unwrap());
+            let end = start + 4 * DAY;
+            let parts = time_of_use(start, Some(end), d("5760"), &zone, &tariff, &[]).unwrap();
+            assert!(parts.windows(2).all(|pair| pair[0].unit_price != pair[1].unit_price));
+            for part in &parts {
+                assert_eq!(part.quantity, Decimal::from_integer((part.to - part.from) / (60 * SECOND)), "one unit a minute in {name}");
+                for minute in (part.from..part.to).step_by(60_000_000) {
+                    let alone = time_of_use(minute, None, Decimal::ONE, &zone, &tariff, &[]).unwrap();
+                    assert_eq!(alone[0].unit_price, part.unit_price, "{} in {name}", format_instant(minute));
+                }
+            }
+        }
+    }
+
+    #[test]
     fn holidays_count_as_sundays_and_the_first_window_wins() {
         let holidays: [Date; 1] = ["2026-06-02".parse().unwrap()];
         let tariff = peak_and_off_peak();

@@ -31,7 +31,7 @@ impl fmt::Display for Value {
         match self {
             Self::Null => f.write_str("null"),
             Self::Text(text) => f.write_str(text),
-            Self::Number(number) => number.fmt(f),
+            Self::Number(number) => write!(f, "{number}"),
             Self::Instant(instant) => f.write_str(&format_instant(*instant)),
         }
     }

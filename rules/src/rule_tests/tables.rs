@@ -1,4 +1,4 @@
-//! What a test gives: rows, CSV or fixtures become reference tables, usage and charges of other rules.
+//! What a test gives: rows, CSV or fixtures become reference tables and usage.
 
 use std::borrow::Cow;
 use std::collections::HashSet;
@@ -8,19 +8,17 @@ use std::sync::Arc;
 use arrow::array::{ArrayRef, Date32Array, Int64Array, RecordBatch, TimestampMicrosecondArray};
 use arrow::error::ArrowError;
 use ratemill_schemas::nearest::{did_you_mean, nearest};
-use ratemill_schemas::time::{day_of, format_instant, parse_instant};
+use ratemill_schemas::time::{day_of, parse_instant};
 use ratemill_schemas::usage::{DimensionValue, RESERVED};
-use ratemill_schemas::{Decimal, EventHasher, UsageBatchBuilder, UsageEvent, UsageSchema, Window, windows};
+use ratemill_schemas::{Decimal, EventHasher, UsageBatchBuilder, UsageEvent, UsageSchema};
 
 use super::suite::{ATTRIBUTE, Cell, Cells, Fault, Format, Rows, UnitTest, place_of_row, place_of_text};
 use crate::diagnostics::{Diagnostics, Place};
-use crate::evaluate::CHARGE_COLUMNS;
 use crate::project::RuleProject;
 use crate::reference::ReferenceData;
-use crate::rule::Rule;
 
 /// Prefix of the tables that hold charges of earlier windows.
-const EARLIER: &str = "earlier.";
+pub(super) const EARLIER: &str = "earlier.";
 /// `source` of usage rows that name none.
 const SOURCE: &str = "test";
 
@@ -32,7 +30,7 @@ pub(super) struct TestRow {
 }
 
 impl TestRow {
-    fn text(&self, column: &str) -> Option<&str> {
+    pub(super) fn text(&self, column: &str) -> Option<&str> {
         match self.cells.get(column) {
             Some(Cell::Text(text)) => Some(text),
             _ => None,
@@ -57,9 +55,9 @@ impl TestRow {
 
 /// A table that a test gives.
 pub(super) struct GivenTable {
-    name: String,
-    place: Option<Place>,
-    rows: Vec<TestRow>,
+    pub(super) name: String,
+    pub(super) place: Option<Place>,
+    pub(super) rows: Vec<TestRow>,
 }
 
 /// Every table of `given`, each once and each of a known name.
@@ -291,64 +289,6 @@ fn stored(batch: &RecordBatch, schema: &UsageSchema, events: &[(String, i64)]) -
     columns.push(Arc::new(Int64Array::from_iter_values(0..events.len() as i64)));
     columns.push(Arc::new(Date32Array::from_iter_values(times.map(day_of))));
     RecordBatch::try_new(schema.stored().clone(), columns)
-}
-
-/// The charges of other rules that the test gives, as (rule or `earlier.rule`, rows). Every row has `window_start` and
-/// `window_end` as instants in RFC 3339; other columns are as written.
-pub(super) fn given_upstream(
-    tables: &[GivenTable],
-    project: &RuleProject,
-    windows: &[Window],
-) -> Result<Vec<(String, Vec<Cells>)>, Fault> {
-    let mut upstream = Vec::new();
-    for table in tables {
-        let rule = table.name.strip_prefix(EARLIER).unwrap_or(&table.name);
-        let versions: Vec<&Rule> = project.rules.iter().filter(|version| version.name == rule).collect();
-        let Some(version) = versions.first() else { continue };
-        let columns = charge_columns(&versions);
-        let mut rows = Vec::with_capacity(table.rows.len());
-        for row in &table.rows {
-            row.check_columns(&format!("rule `{rule}`"), &columns)?;
-            // Charges of the same window are the usual case; which earlier window is meant must be said.
-            let same = if table.name == rule { windows } else { &[] };
-            let window = window_of_row(row, version, same)?;
-            let mut cells = row.cells.clone();
-            cells.insert("window_start".to_owned(), Cell::Text(format_instant(window.start)));
-            cells.insert("window_end".to_owned(), Cell::Text(format_instant(window.end)));
-            rows.push(cells);
-        }
-        upstream.push((table.name.clone(), rows));
-    }
-    Ok(upstream)
-}
-
-/// The columns that charges of a rule have in tests and for other rules.
-pub(super) fn charge_columns(versions: &[&Rule]) -> Vec<String> {
-    let mut columns: Vec<String> = ["window_start", "window_end"].into_iter().chain(CHARGE_COLUMNS).map(str::to_owned).collect();
-    for further in versions.iter().flat_map(|version| version.further_columns()) {
-        if !columns.contains(&further.name) {
-            columns.push(further.name.clone());
-        }
-    }
-    columns
-}
-
-fn window_of_row(row: &TestRow, rule: &Rule, same: &[Window]) -> Result<Window, Fault> {
-    let bound = |column: &str| -> Result<Option<i64>, Fault> {
-        let instant = row.text(column).map(|text| windows::instant_of_day(text, &rule.options.timezone));
-        instant.transpose().map_err(|error| row.fault(format!("`{column}`: {error}")))
-    };
-    match (bound("window_start")?, bound("window_end")?, same) {
-        (Some(start), Some(end), _) if start < end => Ok(Window { start, end }),
-        (Some(_), Some(_), _) => Err(row.fault("window_end is not after window_start")),
-        (Some(start), None, _) => match rule.options.window.window_of(start) {
-            Ok(window) if window.start == start => Ok(window),
-            Ok(window) => Err(row.fault(format!("no window of `{}` begins at {}; {window} does", rule.name, format_instant(start)))),
-            Err(error) => Err(row.fault(format!("window_end is missing: {error}"))),
-        },
-        (None, None, [window]) => Ok(*window),
-        (None, ..) => Err(row.fault(format!("a charge of `{}` belongs to a window; give it a window_start", rule.name))),
-    }
 }
 
 #[cfg(test)]

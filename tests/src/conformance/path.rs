@@ -168,7 +168,7 @@ pub fn descend<'a>(from: &'a Value, fields: &[String]) -> Option<&'a Value> {
 /// Cuts at each `|` outside quotes.
 fn alternatives(text: &str) -> impl Iterator<Item = &str> {
     let mut quoted = false;
-    text.split(move |letter| {
+    text.split(move |letter: char| {
         quoted ^= letter == '\'';
         letter == '|' && !quoted
     })

@@ -10,7 +10,7 @@ use arrow::array::RecordBatch;
 use datafusion::datasource::MemTable;
 use datafusion::execution::runtime_env::RuntimeEnv;
 use ratemill_rules::session::{self, SessionLimits};
-use ratemill_rules::{Diagnostics, Evaluator, Rule, RuleProject};
+use ratemill_rules::{Diagnostics, Evaluator, ReferenceData, Rule, RuleProject};
 use ratemill_schemas::Window;
 use ratemill_schemas::nearest::did_you_mean;
 use serde_json::Value;
@@ -238,7 +238,7 @@ async fn charges(case: &Case, model: &Model, engine: &Engine, warnings: &mut Vec
     let [rule] = project.rules.as_slice() else {
         return Err(format!("{} holds {} rules, not one", model.rule.file, project.rules.len()));
     };
-    let windows = windows(rule, mapping, case, &usage)?;
+    let windows = windows(rule, &project.reference, mapping, case, &usage)?;
     let table = MemTable::try_new(usage.batch.schema(), vec![vec![usage.batch]]).map_err(|error| error.to_string())?;
     rate(engine, &project, rule, table, &windows).await
 }
@@ -250,25 +250,27 @@ fn refused(found: &Diagnostics) -> String {
 }
 
 /// The windows that the mapping names, else those that hold usage, else a default one.
-fn windows(rule: &Rule, mapping: &Mapping, case: &Case, usage: &Usage) -> Result<Vec<Window>, String> {
+fn windows(rule: &Rule, reference: &ReferenceData, mapping: &Mapping, case: &Case, usage: &Usage) -> Result<Vec<Window>, String> {
     let range = match &mapping.run {
         Some(run) => tables::range(run, case)?,
         None => None,
     };
-    let spec = &rule.options.window;
     let windows = match range {
-        Some((from, to)) => spec.windows_between(from, to).map_err(|error| error.to_string())?,
-        None if usage.times.is_empty() => vec![spec.window_of(DEFAULT_INSTANT).map_err(|error| error.to_string())?],
+        Some((from, to)) => rule.windows_between(reference, from, to).map_err(|error| error.to_string())?,
+        None if usage.events.is_empty() => {
+            rule.windows_between(reference, DEFAULT_INSTANT, DEFAULT_INSTANT + 1).map_err(|error| error.to_string())?
+        }
         None => {
-            let windows: Result<BTreeSet<Window>, _> = usage.times.iter().map(|time| spec.window_of(*time)).collect();
-            windows.map_err(|error| error.to_string())?.into_iter().collect()
+            let mut windows = BTreeSet::new();
+            for (subject, time) in &usage.events {
+                windows.extend(rule.window_of(reference, subject, *time).map_err(|error| error.to_string())?);
+            }
+            windows.into_iter().collect()
         }
     };
-    if windows.is_empty() {
-        return Err("[run] holds no window: `to` is not after `from`".to_owned());
-    }
     match windows.iter().find(|window| !rule.in_force_at(window.start)) {
         Some(window) => Err(format!("the rule is not in force in the window {window}; see effective_from and effective_to")),
+        None if windows.is_empty() => Err("there is no window to rate; see [run], effective_from and the contracts".to_owned()),
         None => Ok(windows),
     }
 }
@@ -281,7 +283,7 @@ async fn rate(
     usage: MemTable,
     windows: &[Window],
 ) -> Result<Vec<RecordBatch>, String> {
-    let evaluator = Evaluator::new(Arc::clone(&engine.runtime), engine.limits.clone(), Arc::new(project.clone()), Arc::new(usage));
+    let evaluator = Evaluator::new(Arc::clone(&engine.runtime), engine.limits.clone(), Arc::clone(project), Arc::new(usage));
     let rated = evaluator.evaluate(rule, windows).await.map_err(|error| error.to_string())?;
     Ok(rated.into_iter().map(|window| window.charges).collect())
 }

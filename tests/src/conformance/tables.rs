@@ -20,8 +20,8 @@ use super::path::{Lookup, Row};
 pub struct Usage {
     /// Rows of `UsageSchema::stored`.
     pub batch: RecordBatch,
-    /// The time of each row, µs UTC.
-    pub times: Vec<i64>,
+    /// The subject and time (µs UTC) of each row.
+    pub events: Vec<(String, i64)>,
 }
 
 /// The reference data of a case, read as the files of a project are.
@@ -96,7 +96,7 @@ pub fn with_offset(text: &str) -> String {
 /// When the case lacks what the mapping asks for, or an event would be rejected.
 pub fn usage(mapping: &Mapping, case: &Case) -> Result<Usage, String> {
     let Some(usage) = &mapping.usage else {
-        return Ok(Usage { batch: RecordBatch::new_empty(mapping.usage_schema.stored().clone()), times: Vec::new() });
+        return Ok(Usage { batch: RecordBatch::new_empty(mapping.usage_schema.stored().clone()), events: Vec::new() });
     };
     let rows = usage.rows.of(case).map_err(|message| format!("usage: {message}"))?;
     let mut events = Events::new(&mapping.usage_schema, rows.len());
@@ -111,7 +111,7 @@ pub fn usage(mapping: &Mapping, case: &Case) -> Result<Usage, String> {
 struct Events<'a> {
     schema: &'a UsageSchema,
     builder: UsageBatchBuilder,
-    times: Vec<i64>,
+    events: Vec<(String, i64)>,
     ingested: Vec<i64>,
 }
 
@@ -119,7 +119,7 @@ impl<'a> Events<'a> {
     fn new(schema: &'a UsageSchema, capacity: usize) -> Self {
         // Nothing is deduplicated here: the keys do not matter.
         let builder = UsageBatchBuilder::new(schema, EventHasher::new([0, 0]), i64::MAX, capacity);
-        Self { schema, builder, times: Vec::with_capacity(capacity), ingested: Vec::with_capacity(capacity) }
+        Self { schema, builder, events: Vec::with_capacity(capacity), ingested: Vec::with_capacity(capacity) }
     }
 
     fn add(&mut self, usage: &UsageMapping, case: &Case, row: &Row<'_>, position: &str) -> Result<(), String> {
@@ -152,7 +152,7 @@ impl<'a> Events<'a> {
             attributes: &[],
         };
         self.builder.append(&event).map_err(|(_, message)| message)?;
-        self.times.push(time);
+        self.events.push((event.subject.to_owned(), time));
         self.ingested.push(instant("ingested_at")?.unwrap_or(time));
         Ok(())
     }
@@ -161,10 +161,10 @@ impl<'a> Events<'a> {
         let (decoded, ..) = self.builder.finish().map_err(|error| error.to_string())?;
         let mut columns = decoded.columns().to_vec();
         columns.push(Arc::new(TimestampMicrosecondArray::from_iter_values(self.ingested).with_timezone("UTC")));
-        columns.push(Arc::new(Int64Array::from_iter_values((0..).take(self.times.len()))));
-        columns.push(Arc::new(Date32Array::from_iter_values(self.times.iter().map(|time| day_of(*time)))));
+        columns.push(Arc::new(Int64Array::from_iter_values((0..).take(self.events.len()))));
+        columns.push(Arc::new(Date32Array::from_iter_values(self.events.iter().map(|(_, time)| day_of(*time)))));
         let batch = RecordBatch::try_new(self.schema.stored().clone(), columns).map_err(|error| error.to_string())?;
-        Ok(Usage { batch, times: self.times })
+        Ok(Usage { batch, events: self.events })
     }
 }
 
@@ -271,7 +271,8 @@ mod tests {
         let mapping = Mapping::parse(text).unwrap();
         let usage = usage(&mapping, &case()).unwrap();
         let at = |text: &str| parse_instant(text).unwrap();
-        assert_eq!(usage.times, [at("2024-03-04T15:00:00Z"), at("2024-03-04T23:00:00Z")]);
+        let times: Vec<i64> = usage.events.iter().map(|(_, time)| *time).collect();
+        assert_eq!(times, [at("2024-03-04T15:00:00Z"), at("2024-03-04T23:00:00Z")]);
         let quantities = usage.batch.column_by_name("quantity").unwrap().as_primitive::<Decimal128Type>();
         assert_eq!(Decimal::from_raw(quantities.value(1)).unwrap(), "-0.5".parse().unwrap());
         let ids = usage.batch.column_by_name("id").unwrap().as_string::<i32>();
