@@ -2,6 +2,7 @@
 
 mod check;
 mod demo;
+mod explain;
 mod init;
 mod rate;
 mod rejected;
@@ -51,6 +52,8 @@ enum Command {
     Init(init::Init),
     /// Check rules, reference data and configuration.
     Check(check::Check),
+    /// Say what a rule reads, how its windows are evaluated, where its columns come from, and show its plan.
+    Explain(explain::Explain),
     /// Rate files once: usage in, charges out.
     Rate(rate::Rate),
     /// Run the live engine with all connectors.
@@ -148,6 +151,7 @@ pub fn main() -> ExitCode {
             Command::Demo(demo) => demo.run().await,
             Command::Init(init) => init.run(),
             Command::Check(check) => check.run().await,
+            Command::Explain(explain) => explain.run().await,
             Command::Rate(rate) => rate.run().await,
             Command::Run(run) => run.run().await,
             Command::Sql(sql) => sql.run().await,

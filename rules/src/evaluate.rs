@@ -21,6 +21,7 @@ use futures::future::BoxFuture;
 use ratemill_schemas::Window;
 use ratemill_schemas::windows::WindowError;
 
+pub(crate) use lifted::lifted_plan;
 pub use shape::{CHARGE_COLUMNS, identity, is_identity, stored_type};
 
 use crate::project::RuleProject;

@@ -16,7 +16,7 @@ use crate::as_of::Rewritten;
 use crate::check::Checked;
 use crate::evaluate::{CHARGE_COLUMNS, stored_type};
 use crate::project::version;
-use crate::rule::{Reach, Rule};
+use crate::rule::{OutputColumn, Reach, Rule};
 use crate::statement::ParsedRule;
 
 /// The schema of the tables of charges of earlier windows.
@@ -95,11 +95,25 @@ impl Inputs {
             schemas.insert(Input::Upstream(rule.clone()), charges(&rule));
         }
         for rule in earlier {
-            // Of itself a rule sees the columns that every rule has: its further ones are not known before it is checked.
             let schema = charges(&rule);
             schemas.insert(Input::Earlier(rule), schema);
         }
         Self { schemas }
+    }
+
+    /// The same, `earlier.RULE` having these further columns, too.
+    pub(crate) fn with_earlier_columns(mut self, rule: &str, columns: &[OutputColumn]) -> Self {
+        if let Some(schema) = self.schemas.get_mut(&Input::Earlier(rule.to_owned())) {
+            let mut fields: Vec<Field> = charges_schema(std::iter::empty()).fields().iter().map(|field| field.as_ref().clone()).collect();
+            for column in columns.iter().filter(|column| !CHARGE_COLUMNS.contains(&column.name.as_str())) {
+                if !fields.iter().any(|field| *field.name() == column.name) {
+                    let data_type = if column.data_type.is_null() { DataType::Null } else { stored_type(&column.data_type) };
+                    fields.push(Field::new(&column.name, data_type, true));
+                }
+            }
+            *schema = Arc::new(Schema::new(fields));
+        }
+        self
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&Input, &SchemaRef)> {

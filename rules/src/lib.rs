@@ -10,6 +10,7 @@ mod check;
 pub mod diagnostics;
 mod dialect;
 pub mod evaluate;
+pub mod explain;
 pub mod functions;
 mod inputs;
 mod lift;

@@ -6,7 +6,9 @@ use std::sync::Arc;
 
 use ratemill_schemas::nearest::did_you_mean;
 use ratemill_schemas::{UsageSchema, WindowSpec};
+use arrow::datatypes::DataType;
 use sha2::{Digest, Sha256};
+use sqlparser::ast::{Expr, SelectItem, SetExpr};
 
 use crate::as_of::{self, Rewritten};
 use crate::check;
@@ -14,7 +16,7 @@ use crate::diagnostics::{Diagnostic, Diagnostics};
 use crate::functions::FUNCTIONS_VERSION;
 use crate::reference::ReferenceData;
 use crate::inputs::Inputs;
-use crate::rule::Rule;
+use crate::rule::{OutputColumn, Rule};
 use crate::statement::{self, ParsedRule};
 
 /// Every rule and reference table of a project, checked.
@@ -107,7 +109,10 @@ impl RuleProject {
             }
             drafts = rest;
             for draft in ready {
-                let upstream = draft.inputs(&names, &rules, &usage);
+                let mut upstream = draft.inputs(&names, &rules, &usage);
+                if draft.rewritten.earlier.iter().any(|(rule, _)| *rule == draft.parsed.name) {
+                    upstream = draft.with_own_columns(upstream, &reference).await;
+                }
                 let scans = draft.rewritten.tables.iter().filter(|table| *table == "usage").count();
                 let Draft { file, text, parsed, rewritten } = draft;
                 let checked = check::output(&parsed.query, scans, &reference, &upstream, &file, &text, &mut diagnostics).await;
@@ -160,6 +165,36 @@ impl Draft {
         let upstream: BTreeSet<String> = self.rewritten.tables.iter().filter(|table| names.contains(*table)).cloned().collect();
         let earlier: BTreeSet<String> = self.rewritten.earlier.iter().map(|(rule, _)| rule.clone()).collect();
         Inputs::new(upstream, earlier, !self.parsed.options.carry.is_empty(), &self.parsed.name, rules, usage)
+    }
+
+    /// A rule that reads its own earlier charges sees its own further columns: their types are found by planning until
+    /// they no longer change.
+    async fn with_own_columns(&self, inputs: Inputs, reference: &ReferenceData) -> Inputs {
+        let mut columns: Vec<OutputColumn> = self.names_returned().map(|name| OutputColumn { name, data_type: DataType::Null }).collect();
+        for _ in 0..4 {
+            let inputs = inputs.clone().with_earlier_columns(&self.parsed.name, &columns);
+            match check::output_columns(&self.parsed.query, reference, &inputs).await {
+                Some(found) if found == columns => break,
+                Some(found) => columns = found,
+                None => break,
+            }
+        }
+        inputs.with_earlier_columns(&self.parsed.name, &columns)
+    }
+
+    /// Names of the columns that the query returns, as it writes them.
+    fn names_returned(&self) -> impl Iterator<Item = String> {
+        let mut body = self.parsed.query.body.as_ref();
+        while let SetExpr::SetOperation { left, .. } = body {
+            body = left;
+        }
+        let items = if let SetExpr::Select(select) = body { select.projection.as_slice() } else { &[] };
+        items.iter().filter_map(|item| match item {
+            SelectItem::ExprWithAlias { alias, .. } => Some(alias.value.to_lowercase()),
+            SelectItem::UnnamedExpr(Expr::Identifier(name)) => Some(name.value.to_lowercase()),
+            SelectItem::UnnamedExpr(Expr::CompoundIdentifier(parts)) => parts.last().map(|name| name.value.to_lowercase()),
+            _ => None,
+        })
     }
 
     /// What the options promise must be there, and what the query reads must be promised.

@@ -88,17 +88,14 @@ pub(super) async fn run(
     split(&output, set)
 }
 
-/// Why a rule's query is not lifted; `None` when it is.
-pub(crate) async fn why_not_lifted(evaluator: &Evaluator, rule: &Rule) -> Result<Option<String>, DataFusionError> {
+/// The plan of a rule for all windows; the windows themselves are none.
+pub(crate) async fn lifted_plan(evaluator: &Evaluator, rule: &Rule) -> Result<LogicalPlan, NotLifted> {
     let set = Arc::new(WindowSet::empty());
     let context = context(evaluator, rule)?;
     let upstream = Upstream::new();
     let sources = LiftedSources { evaluator, rule, set: &set, upstream: &upstream };
-    match plan(&context, &rule.query, &sources).await {
-        Ok(_) => Ok(None),
-        Err(NotLifted::Shape(shape)) => Ok(Some(shape)),
-        Err(NotLifted::Error(error)) => Err(error),
-    }
+    let plan = plan(&context, &rule.query, &sources).await?;
+    Ok(context.state().optimize(&plan)?)
 }
 
 /// A session for planning: reference tables are there, windowed ones are empty until they are lifted.

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
+use arrow::array::{Array, ArrayRef, AsArray, ListArray, RecordBatch, StringArray};
 use arrow::datatypes::{DataType, Decimal128Type, Field, Schema};
 use arrow::util::display::{ArrayFormatter, FormatOptions};
 use ratemill_schemas::decimal::{DECIMAL, Decimal};
@@ -80,6 +80,9 @@ impl Shaper<'_> {
         {
             return Err(self.failed("?", format!("`{name}` has {scale} places; round it to 18")));
         }
+        if let Some(lists) = column.as_list_opt::<i32>() {
+            return lists_as_json(lists).map_err(|error| self.failed("?", format!("`{name}`: {error}")));
+        }
         let options = arrow::compute::CastOptions { safe: false, ..Default::default() };
         arrow::compute::cast_with_options(column, to, &options).map_err(|error| self.failed("?", format!("`{name}`: {error}")))
     }
@@ -134,6 +137,46 @@ impl Shaper<'_> {
     pub(super) fn failed(&self, customer: &str, message: String) -> RateError {
         RateError::Charge { rule: self.rule.name.clone(), window: self.window, customer: customer.to_owned(), message }
     }
+}
+
+/// Each list as JSON text: structs as objects, decimals as exact text, nulls left out.
+fn lists_as_json(lists: &ListArray) -> Result<ArrayRef, arrow::error::ArrowError> {
+    let texts: StringArray = (0..lists.len())
+        .map(|row| {
+            if lists.is_null(row) {
+                return Ok(None);
+            }
+            let elements = lists.value(row);
+            let values: Result<Vec<serde_json::Value>, _> = (0..elements.len()).map(|element| as_json(&elements, element)).collect();
+            Ok(Some(serde_json::Value::Array(values?).to_string()))
+        })
+        .collect::<Result<_, arrow::error::ArrowError>>()?;
+    Ok(Arc::new(texts))
+}
+
+fn as_json(array: &ArrayRef, row: usize) -> Result<serde_json::Value, arrow::error::ArrowError> {
+    if array.is_null(row) {
+        return Ok(serde_json::Value::Null);
+    }
+    Ok(match array.data_type() {
+        DataType::Struct(fields) => {
+            let members = array.as_struct();
+            let mut object = serde_json::Map::new();
+            for (field, column) in fields.iter().zip(members.columns()) {
+                if column.is_valid(row) {
+                    object.insert(field.name().clone(), as_json(column, row)?);
+                }
+            }
+            serde_json::Value::Object(object)
+        }
+        DataType::Decimal128(_, 18) => show(array.as_primitive::<Decimal128Type>().value(row)).into(),
+        DataType::Int64 => array.as_primitive::<arrow::datatypes::Int64Type>().value(row).into(),
+        DataType::Boolean => array.as_boolean().value(row).into(),
+        DataType::Timestamp(..) => {
+            format_instant(array.as_primitive::<arrow::datatypes::TimestampMicrosecondType>().value(row)).into()
+        }
+        _ => ArrayFormatter::try_new(array, &FormatOptions::default())?.value(row).to_string().into(),
+    })
 }
 
 fn show(raw: i128) -> String {

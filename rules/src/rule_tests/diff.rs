@@ -46,9 +46,7 @@ impl Value {
         match column.data_type() {
             DataType::Utf8 => Self::Text(column.as_string::<i32>().value(row).to_owned()),
             DataType::Int64 => Self::Number(Decimal::from_integer(column.as_primitive::<Int64Type>().value(row))),
-            DataType::Timestamp(TimeUnit::Microsecond, _) => {
-                Self::Instant(column.as_primitive::<TimestampMicrosecondType>().value(row))
-            }
+            DataType::Timestamp(TimeUnit::Microsecond, _) => Self::Instant(column.as_primitive::<TimestampMicrosecondType>().value(row)),
             DataType::Decimal128(precision, scale) => {
                 let raw = column.as_primitive::<Decimal128Type>().value(row);
                 match Decimal::from_raw(raw) {
@@ -367,11 +365,17 @@ mod tests {
         check(
             &[&[("customer_id", "acme"), ("amount", "1")], &[("customer_id", "bold"), ("amount", "2")]],
             &[charge("acme", "Rooms", "1"), charge("core", "Pages", "3"), charge("deli", "Pages", "4")],
-            &["missing: amount: 2, customer_id: bold", "unexpected: amount: 3, customer_id: core", "unexpected: amount: 4, customer_id: deli"],
+            &[
+                "missing: amount: 2, customer_id: bold",
+                "unexpected: amount: 3, customer_id: core",
+                "unexpected: amount: 4, customer_id: deli",
+            ],
         );
-        check(&[], &[charge("acme", "Rooms", "1")], &[
-            "unexpected: amount: 1, customer_id: acme, item: Rooms, window_start: 2026-08-31T23:00:00Z",
-        ]);
+        check(
+            &[],
+            &[charge("acme", "Rooms", "1")],
+            &["unexpected: amount: 1, customer_id: acme, item: Rooms, window_start: 2026-08-31T23:00:00Z"],
+        );
     }
 
     #[test]

@@ -76,13 +76,16 @@ impl<'a> Case<'a> {
                 let windows = named(&versions, &window.value, &reference).map_err(fault)?;
                 rated(&versions, &windows).map_err(fault)?
             }
-            None if of_usage.is_empty() => return Err(fault("no window is given, and no usage says which; add window: '2026-09'".to_owned())),
+            None if of_usage.is_empty() => {
+                return Err(fault("no window is given, and no usage says which; add window: '2026-09'".to_owned()));
+            }
             None => of_usage.clone(),
         };
         let windows: BTreeSet<Window> = tested.iter().map(|rated| rated.window).collect();
         let others = of_usage.into_iter().filter(|rated| !windows.contains(&rated.window)).collect();
         let upstream = upstream_charges(&tables, project, &versions, &windows.into_iter().collect::<Vec<_>>())?;
-        let rows = rows_of(test.expect.format, test.expect.rows.as_ref(), test.expect.fixture.as_deref(), place_of_text(&test.name), fixtures)?;
+        let rows =
+            rows_of(test.expect.format, test.expect.rows.as_ref(), test.expect.fixture.as_deref(), place_of_text(&test.name), fixtures)?;
         let columns = charge_columns(&versions);
         rows.iter().try_for_each(|row| row.check_columns(&format!("rule `{model}`"), &columns))?;
         Ok(Self {
@@ -141,7 +144,13 @@ impl<'a> Case<'a> {
     }
 
     /// The charges of `windows`; versions follow each other in time, so that runs of windows share one.
-    async fn rate(&self, engine: &Engine<'_>, arrival: Arrival, mode: Mode, windows: &[RatedWindow<'_>]) -> Result<Vec<RuleCharges>, String> {
+    async fn rate(
+        &self,
+        engine: &Engine<'_>,
+        arrival: Arrival,
+        mode: Mode,
+        windows: &[RatedWindow<'_>],
+    ) -> Result<Vec<RuleCharges>, String> {
         let evaluator = self.evaluator(engine, arrival, mode)?;
         let mut charges = Vec::with_capacity(windows.len());
         for windows in windows.chunk_by(|a, b| a.rule.version == b.rule.version) {
@@ -175,7 +184,8 @@ fn rated<'a>(versions: &[&'a Rule], windows: &[Window]) -> Result<Vec<RatedWindo
     windows
         .iter()
         .map(|window| {
-            in_force(versions, *window).ok_or_else(|| format!("no version of the rule is in force in the window {window}; see effective_from"))
+            in_force(versions, *window)
+                .ok_or_else(|| format!("no version of the rule is in force in the window {window}; see effective_from"))
         })
         .collect()
 }

@@ -259,7 +259,8 @@ fn is_usage_column(name: &str, schema: &UsageSchema) -> bool {
 /// Fields beside the columns of usage are attributes, as on every transport; one that is a letter away from a column is
 /// a slip of the pen.
 fn check_usage_columns(row: &TestRow, schema: &UsageSchema) -> Result<(), Fault> {
-    let columns: Vec<&str> = RESERVED[..7].iter().copied().chain(schema.dimensions().iter().map(|dimension| dimension.name.as_str())).collect();
+    let columns: Vec<&str> =
+        RESERVED[..7].iter().copied().chain(schema.dimensions().iter().map(|dimension| dimension.name.as_str())).collect();
     for name in row.cells.keys() {
         if ["attributes", "ingested_at", "log_position", "day"].contains(&name.as_str()) {
             return Err(row.fault(format!("`{name}` is filled in by Ratemill; an attribute is a column `{ATTRIBUTE}NAME`")));
@@ -328,7 +329,10 @@ mod tests {
             ("subject,meter,time,quantity,regoin\na,m,2026-09-03T10:00:00Z,1,eu\n", "did you mean `region`?"),
             ("subject,meter,time,quantity\na,m,2026-09-03,1\n", "`time`: `2026-09-03` is not a time"),
             ("subject,meter,time,quantity\na,m,2026-09-03T10:00:00Z,1.5.2\n", "`quantity`: `1.5.2` is not a decimal number"),
-            ("id,subject,meter,time,quantity\n1,a,m,2026-09-03T10:00:00Z,1\n1,a,m,2026-09-03T10:00:00Z,1\n", "two usage rows have the id `1`"),
+            (
+                "id,subject,meter,time,quantity\n1,a,m,2026-09-03T10:00:00Z,1\n1,a,m,2026-09-03T10:00:00Z,1\n",
+                "two usage rows have the id `1`",
+            ),
             ("subject,subject\na,b\n", "column `subject` is there twice"),
         ] {
             let error = usage(csv).err().unwrap();

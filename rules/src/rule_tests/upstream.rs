@@ -2,9 +2,7 @@
 
 use std::sync::Arc;
 
-use arrow::array::{
-    ArrayRef, BooleanArray, Date32Array, Decimal128Array, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray,
-};
+use arrow::array::{ArrayRef, BooleanArray, Date32Array, Decimal128Array, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray};
 use arrow::datatypes::{DataType, SchemaRef};
 use ratemill_schemas::decimal::{PRECISION, SCALE};
 use ratemill_schemas::time::format_instant;
@@ -127,7 +125,7 @@ fn text_of<'a>(row: &'a Cells, column: &str) -> Option<&'a str> {
 }
 
 fn array(texts: &[Option<&str>], data_type: &DataType, timezone: &str) -> Result<ArrayRef, String> {
-    Ok(match data_type {
+    let array: ArrayRef = match data_type {
         DataType::Utf8 => Arc::new(texts.iter().copied().collect::<StringArray>()),
         DataType::Decimal128(..) => {
             let number = |text: &str| text.parse::<Decimal>().map(Decimal::raw).map_err(|error| format!("`{text}` {error}"));
@@ -148,7 +146,8 @@ fn array(texts: &[Option<&str>], data_type: &DataType, timezone: &str) -> Result
             Arc::new(instants.into_iter().collect::<TimestampMicrosecondArray>().with_timezone("UTC"))
         }
         other => return Err(format!("a test cannot give a column of type {other}")),
-    })
+    };
+    Ok(array)
 }
 
 fn parsed<T>(texts: &[Option<&str>], parse: impl Fn(&str) -> Result<T, String>) -> Result<Vec<Option<T>>, String> {

@@ -1,0 +1,75 @@
+//! `ratemill explain`.
+
+use std::sync::Arc;
+
+use clap::{Args, ValueEnum};
+use ratemill_rules::explain::{Explanation, explain};
+use ratemill_rules::{RuleProject, Rule};
+use ratemill_schemas::nearest::did_you_mean;
+
+use super::{Failure, Project};
+use crate::config::Settings;
+use crate::pipeline::shown;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Format {
+    Text,
+    Json,
+}
+
+/// `ratemill explain RULE`
+#[derive(Debug, Args)]
+pub(super) struct Explain {
+    /// The rule; every version of it in the project is explained.
+    rule: String,
+    #[command(flatten)]
+    project: Project,
+    /// How it is written.
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    format: Format,
+}
+
+impl Explain {
+    pub(super) async fn run(self) -> Result<(), Failure> {
+        let settings = Settings::load(&self.project.folder).map_err(Failure::usage)?;
+        let loaded = RuleProject::load(&self.project.folder, &shown(&self.project.folder), Arc::clone(&settings.schema)).await;
+        let (project, _) = loaded.map_err(Failure::rules)?;
+        let project = Arc::new(project);
+        let versions: Vec<&Rule> = project.rules.iter().filter(|rule| rule.name == self.rule).collect();
+        if versions.is_empty() {
+            let hint = did_you_mean(&self.rule, project.rules.iter().map(|rule| rule.name.as_str()));
+            return Err(Failure::usage(format!("the project has no rule `{}`{hint}", self.rule)));
+        }
+        let mut explanations = Vec::new();
+        for rule in versions {
+            explanations.push(explain(&project, rule).await.map_err(Failure::failed)?);
+        }
+        match self.format {
+            Format::Json => println!("{}", serde_json::to_string_pretty(&explanations).map_err(Failure::failed)?),
+            Format::Text => explanations.iter().for_each(print),
+        }
+        Ok(())
+    }
+}
+
+fn print(explanation: &Explanation) {
+    let because = |reason: &Option<String>| reason.as_ref().map_or_else(String::new, |reason| format!(": {reason}"));
+    let answer = |yes: bool| if yes { "yes" } else { "no" };
+    println!("{}  version {}  {}", explanation.rule, explanation.version, explanation.file);
+    println!("windows      {}", explanation.windows);
+    println!("effective    {}", explanation.effective);
+    for (index, input) in explanation.inputs.iter().enumerate() {
+        println!("{}{input}", if index == 0 { "reads        " } else { "             " });
+    }
+    println!("reach        {}", explanation.reach);
+    println!("lifted       {}{}", answer(explanation.lifted), because(&explanation.lifted_because));
+    println!("incremental  {}{}", answer(explanation.incremental), because(&explanation.incremental_because));
+    println!("\ncolumns");
+    let width = explanation.columns.iter().map(|column| column.name.len()).max().unwrap_or(0);
+    for column in &explanation.columns {
+        let from = if column.from.is_empty() { "a constant".to_owned() } else { column.from.join(", ") };
+        let identity = if column.identity { "identity" } else { "" };
+        println!("  {:width$}  {:15}  {identity:8}  {from}", column.name, column.data_type);
+    }
+    println!("\nplan\n{}\n", explanation.plan);
+}
