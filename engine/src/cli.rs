@@ -9,6 +9,7 @@ mod rejected;
 mod run;
 mod sql;
 mod table;
+mod test;
 
 use std::io::IsTerminal;
 use std::path::PathBuf;
@@ -58,6 +59,8 @@ enum Command {
     Rate(rate::Rate),
     /// Run the live engine with all connectors.
     Run(run::Run),
+    /// Run the rule tests and audits of a project.
+    Test(test::Test),
     /// Query usage, charges, rejected, invoice_lines, invoice_totals and reference tables (read-only).
     Sql(sql::Sql),
     /// List rejected records, or send them again after their cause was mended.
@@ -154,6 +157,7 @@ pub fn main() -> ExitCode {
             Command::Explain(explain) => explain.run().await,
             Command::Rate(rate) => rate.run().await,
             Command::Run(run) => run.run().await,
+            Command::Test(test) => test.run().await,
             Command::Sql(sql) => sql.run().await,
             Command::Rejected(rejected) => rejected.run().await,
         }

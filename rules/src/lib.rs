@@ -18,6 +18,7 @@ mod pricing;
 mod project;
 pub mod reference;
 mod rule;
+pub mod rule_tests;
 pub mod session;
 mod statement;
 mod window_set;

@@ -92,9 +92,10 @@ impl WindowSet {
         Self { targets, numbers, contracts, periods }
     }
 
-    /// No windows.
-    pub(crate) fn empty() -> Self {
-        Self::new(Vec::new(), None)
+    /// No windows of `rule`.
+    pub(crate) fn empty(rule: &Rule, reference: &ReferenceData) -> Self {
+        let by_contract = rule.options.window == WindowSpec::BillingPeriod;
+        Self::new(Vec::new(), reference.billing_periods().filter(|_| by_contract).cloned())
     }
 
     pub(crate) fn targets(&self) -> &[Target] {

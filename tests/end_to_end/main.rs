@@ -3,16 +3,19 @@
 
 mod bad_input;
 mod batch;
+mod conformance;
 mod corrections;
 mod crash;
 mod demo;
 mod differential;
 mod engine;
+mod examples;
 mod files;
 mod http;
 mod lake;
 mod mqtt;
 mod project;
 mod regressions;
+mod rules;
 mod servers;
 mod structure;

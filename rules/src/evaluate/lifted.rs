@@ -90,7 +90,7 @@ pub(super) async fn run(
 
 /// The plan of a rule for all windows; the windows themselves are none.
 pub(crate) async fn lifted_plan(evaluator: &Evaluator, rule: &Rule) -> Result<LogicalPlan, NotLifted> {
-    let set = Arc::new(WindowSet::empty());
+    let set = Arc::new(WindowSet::empty(rule, &evaluator.project.reference));
     let context = context(evaluator, rule)?;
     let upstream = Upstream::new();
     let sources = LiftedSources { evaluator, rule, set: &set, upstream: &upstream };
@@ -245,7 +245,7 @@ impl LiftedSources<'_> {
         let columns = columns_of(&raw);
         let keys = self.rule.options.carry.iter().map(|key| column(key)).collect();
         let order = ["time", "source", "id"].map(|name| column(name).sort(true, false)).to_vec();
-        let next = lead(column("time"), None, None).partition_by(keys).order_by(order).build()?.alias("__next");
+        let next = lead(column("time"), Some(1), None).partition_by(keys).order_by(order).build()?.alias("__next");
         let opened = lookup_function(Lookup::Opened, self.set).call(vec![column("time"), column("__next"), column("subject")]);
         self.unnested(raw.window(vec![next])?, columns, opened, window)
     }

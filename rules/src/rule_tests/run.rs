@@ -83,7 +83,7 @@ impl<'a> Case<'a> {
         };
         let windows: BTreeSet<Window> = tested.iter().map(|rated| rated.window).collect();
         let others = of_usage.into_iter().filter(|rated| !windows.contains(&rated.window)).collect();
-        let upstream = upstream_charges(&tables, project, &versions, &windows.into_iter().collect::<Vec<_>>())?;
+        let upstream = upstream_charges(&tables, project, &reference, &versions, &windows.into_iter().collect::<Vec<_>>())?;
         let rows =
             rows_of(test.expect.format, test.expect.rows.as_ref(), test.expect.fixture.as_deref(), place_of_text(&test.name), fixtures)?;
         let columns = charge_columns(&versions);
@@ -180,14 +180,13 @@ impl<'a> Case<'a> {
     }
 }
 
+/// The windows that a version rates; of billing periods, some may begin before any is in force.
 fn rated<'a>(versions: &[&'a Rule], windows: &[Window]) -> Result<Vec<RatedWindow<'a>>, String> {
-    windows
-        .iter()
-        .map(|window| {
-            in_force(versions, *window)
-                .ok_or_else(|| format!("no version of the rule is in force in the window {window}; see effective_from"))
-        })
-        .collect()
+    let rated: Vec<RatedWindow<'a>> = windows.iter().filter_map(|window| in_force(versions, *window)).collect();
+    match windows.first() {
+        Some(window) if rated.is_empty() => Err(format!("no version of the rule is in force in the window {window}; see effective_from")),
+        _ => Ok(rated),
+    }
 }
 
 /// Every event in a batch of its own, dealt out to partitions in an order that is the same in every run.

@@ -13,16 +13,18 @@ use super::tables::{EARLIER, GivenTable, TestRow};
 use crate::evaluate::CHARGE_COLUMNS;
 use crate::inputs::charges_schema;
 use crate::project::RuleProject;
+use crate::reference::ReferenceData;
 use crate::rule::Rule;
 
 /// Every table of charges that the rule reads, by its name in SQL; those that the test does not give are empty.
 pub(super) fn upstream_charges(
     tables: &[GivenTable],
     project: &RuleProject,
+    reference: &ReferenceData,
     versions: &[&Rule],
     tested: &[Window],
 ) -> Result<Vec<(String, RecordBatch)>, Fault> {
-    let given = given_upstream(tables, project, tested)?;
+    let given = given_upstream(tables, project, reference, tested)?;
     let mut names: Vec<String> = Vec::new();
     for version in versions {
         names.extend(version.upstream.iter().cloned());
@@ -47,7 +49,12 @@ pub(super) fn upstream_charges(
 
 /// The charges of other rules that the test gives, as (rule or `earlier.rule`, rows). Every row has `window_start` and
 /// `window_end` as instants in RFC 3339; other columns are as written.
-fn given_upstream(tables: &[GivenTable], project: &RuleProject, tested: &[Window]) -> Result<Vec<(String, Vec<Cells>)>, Fault> {
+fn given_upstream(
+    tables: &[GivenTable],
+    project: &RuleProject,
+    reference: &ReferenceData,
+    tested: &[Window],
+) -> Result<Vec<(String, Vec<Cells>)>, Fault> {
     let mut upstream = Vec::new();
     for table in tables {
         let rule = table.name.strip_prefix(EARLIER).unwrap_or(&table.name);
@@ -59,7 +66,7 @@ fn given_upstream(tables: &[GivenTable], project: &RuleProject, tested: &[Window
         let mut rows = Vec::with_capacity(table.rows.len());
         for row in &table.rows {
             row.check_columns(&format!("rule `{rule}`"), &columns)?;
-            let window = window_of_row(row, version, same)?;
+            let window = window_of_row(row, version, reference, same)?;
             let mut cells = row.cells.clone();
             cells.insert("window_start".to_owned(), Cell::Text(format_instant(window.start)));
             cells.insert("window_end".to_owned(), Cell::Text(format_instant(window.end)));
@@ -85,12 +92,13 @@ pub(super) fn charge_columns(versions: &[&Rule]) -> Vec<String> {
     columns
 }
 
-/// The window of a given charge: as written, or by its start, or the only one that the test is about.
-fn window_of_row(row: &TestRow, rule: &Rule, same: &[Window]) -> Result<Window, Fault> {
+/// The window of a given charge: as written, or by its start, or the one that the test is about.
+fn window_of_row(row: &TestRow, rule: &Rule, reference: &ReferenceData, same: &[Window]) -> Result<Window, Fault> {
     let bound = |column: &str| -> Result<Option<i64>, Fault> {
         let instant = row.text(column).map(|text| windows::instant_of_day(text, &rule.options.timezone));
         instant.transpose().map_err(|error| row.fault(format!("`{column}`: {error}")))
     };
+    let unclear = || row.fault(format!("a charge of `{}` belongs to a window; give it a window_start", rule.name));
     match (bound("window_start")?, bound("window_end")?, same) {
         (Some(start), Some(end), _) if start < end => Ok(Window { start, end }),
         (Some(_), Some(_), _) => Err(row.fault("window_end is not after window_start")),
@@ -100,8 +108,15 @@ fn window_of_row(row: &TestRow, rule: &Rule, same: &[Window]) -> Result<Window, 
             Err(error) => Err(row.fault(format!("window_end is missing: {error}"))),
         },
         (None, None, [window]) => Ok(*window),
-        (None, ..) => Err(row.fault(format!("a charge of `{}` belongs to a window; give it a window_start", rule.name))),
+        (None, None, windows) => window_of_contract(row, reference, windows).ok_or_else(unclear),
+        (None, Some(_), _) => Err(unclear()),
     }
+}
+
+/// The one of `windows` that is a billing period of the row's contract.
+fn window_of_contract(row: &TestRow, reference: &ReferenceData, windows: &[Window]) -> Option<Window> {
+    let (contract, periods) = (row.text("contract_id")?, reference.billing_periods()?);
+    windows.iter().copied().find(|window| periods.period_of(contract, window.start).is_ok_and(|period| period == Some(*window)))
 }
 
 /// Rows in the columns in which rules read the charges of others.

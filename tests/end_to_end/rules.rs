@@ -1,0 +1,185 @@
+//! What the rule language promises, through the whole engine: charges of charges, contracts' own periods, what was before
+//! the window, each with late usage, and each equal to a rating of everything at once.
+
+use serde_json::{Value, json};
+
+use crate::engine::{ok, sql};
+use crate::project::{Project, kwh, lines};
+
+fn event(meter: &str, id: &str, subject: &str, time: &str, quantity: &str) -> Value {
+    json!({"specversion": "1.0", "source": "test", "id": id, "type": meter, "subject": subject, "time": time, "data": {"quantity": quantity}})
+}
+
+/// What is owed in the end, per identity and window.
+fn net(project: &Project) -> Vec<String> {
+    sql(
+        project.path(),
+        "SELECT rule, customer_id, coalesce(contract_id, ''), item, window_start, window_end, sum(amount) FROM charges
+         GROUP BY rule, customer_id, contract_id, item, window_start, window_end HAVING sum(amount) <> 0 ORDER BY rule, customer_id, contract_id, item, window_start",
+    )
+}
+
+/// Rates `usage` and then `late` in one project, all of it in another; both owe the same, which is returned.
+fn in_two_steps(prepare: impl Fn(&Project), usage: &[Value], late: &[Value]) -> (Project, Vec<String>) {
+    let steps = Project::new("");
+    let whole = Project::new("");
+    prepare(&steps);
+    prepare(&whole);
+    for (project, name, events) in
+        [(&steps, "usage.ndjson", usage.to_vec()), (&steps, "late.ndjson", late.to_vec()), (&whole, "all.ndjson", [usage, late].concat())]
+    {
+        let file = project.write(name, &lines(&events));
+        ok(&["rate", "-C", project.text(), "--usage", file.to_str().unwrap(), "--close"]);
+    }
+    let owed = net(&steps);
+    assert_eq!(owed, net(&whole));
+    (steps, owed)
+}
+
+const TAX: &str = "CREATE MATERIALIZED VIEW energy_tax WITH (window = 'month', grace = '1 day', effective_from = '2026-09-01') AS
+SELECT e.customer_id, 'Tax' AS item, sum(e.amount) * 0.2 AS amount, e.currency FROM energy e GROUP BY e.customer_id, e.currency";
+
+#[test]
+fn a_rule_over_a_rule_follows_its_corrections_in_the_same_epoch() {
+    let usage = [kwh("a", "m1", "2026-09-02T00:00:00Z", "10"), kwh("b", "m2", "2026-09-02T00:00:00Z", "10")];
+    let late = [kwh("c", "m1", "2026-09-20T00:00:00Z", "100")];
+    let (project, owed) = in_two_steps(
+        |project| {
+            project.write("rules/energy_tax.sql", TAX);
+        },
+        &usage,
+        &late,
+    );
+    // 110 kWh: 100 × 0.30 + 5 + 10 × 0.25 = 37.5; 10 kWh: 8. Taxes are a fifth.
+    assert_eq!(
+        owed,
+        [
+            "energy,cust-1,,Energy,2026-09-01T00:00:00Z,2026-10-01T00:00:00Z,37.5",
+            "energy,cust-2,,Energy,2026-09-01T00:00:00Z,2026-10-01T00:00:00Z,8",
+            "energy_tax,cust-1,,Tax,2026-09-01T00:00:00Z,2026-10-01T00:00:00Z,7.5",
+            "energy_tax,cust-2,,Tax,2026-09-01T00:00:00Z,2026-10-01T00:00:00Z,1.6",
+        ]
+    );
+    let epochs = sql(project.path(), "SELECT DISTINCT epoch FROM charges WHERE class = 'correction'");
+    assert_eq!(epochs.len(), 1, "{epochs:?}");
+    // The version of the reader covers what it reads: a changed upstream is another version of both.
+    let version = |project: &Project| {
+        let text = ok(&["explain", "energy_tax", "-C", project.text(), "--format", "json"]);
+        serde_json::from_str::<Value>(&text).unwrap()[0]["version"].clone()
+    };
+    let before = version(&project);
+    project.write("rules/energy.sql", &crate::project::RULE.replace("'Energy'", "'Electricity'"));
+    assert_ne!(before, version(&project));
+}
+
+#[test]
+fn late_usage_of_a_former_version_is_rated_with_the_rules_that_it_read() {
+    let project = Project::new("");
+    project.write("rules/energy_tax.sql", TAX);
+    let usage = project.write("usage.ndjson", &lines(&[kwh("a", "m1", "2026-09-02T00:00:00Z", "10")]));
+    ok(&["rate", "-C", project.text(), "--usage", usage.to_str().unwrap(), "--close"]);
+    // Both rules change in place; late usage of September still is what September's versions make of it.
+    project.write("rules/energy_tax.sql", &TAX.replace("0.2", "0.9"));
+    project.write("rules/energy.sql", &crate::project::RULE.replace("graduated(sum(u.quantity), p.tiers)", "sum(u.quantity) * 100"));
+    let late = project.write("late.ndjson", &lines(&[kwh("b", "m1", "2026-09-03T00:00:00Z", "10")]));
+    ok(&["rate", "-C", project.text(), "--usage", late.to_str().unwrap(), "--close"]);
+    // 20 × 0.30 + 5 = 11, and a fifth of it.
+    assert_eq!(
+        net(&project),
+        [
+            "energy,cust-1,,Energy,2026-09-01T00:00:00Z,2026-10-01T00:00:00Z,11",
+            "energy_tax,cust-1,,Tax,2026-09-01T00:00:00Z,2026-10-01T00:00:00Z,2.2",
+        ]
+    );
+}
+
+#[test]
+fn billing_periods_are_the_contracts_own() {
+    let prepare = |project: &Project| {
+        project.write(
+            "reference/contracts.toml",
+            "key = [\"subject\"]\n[columns]\nsubject = \"text\"\ncustomer_id = \"text\"\ncontract_id = \"text\"\nplan = \"text\"\ncurrency = \"text\"\nanchor_day = \"integer\"\ntimezone = \"text?\"\nvalid_from = \"date\"\nvalid_to = \"date?\"\n",
+        );
+        // m1: month ends; m2: from the 15th in New York, a stub first; m3: ends within a month.
+        project.write(
+            "reference/contracts.csv",
+            "subject,customer_id,contract_id,plan,currency,anchor_day,timezone,valid_from,valid_to\n\
+             m1,cust-1,k1,home,EUR,31,,2026-01-31,\n\
+             m2,cust-2,k2,home,EUR,15,America/New_York,2026-01-20T05:00:00Z,\n\
+             m3,cust-3,k3,home,EUR,1,,2026-01-01,2026-02-11\n",
+        );
+        project.write(
+            "rules/energy.sql",
+            "CREATE MATERIALIZED VIEW energy WITH (window = 'billing_period', grace = '1 day', effective_from = '2026-01-01') AS
+             SELECT c.customer_id, c.contract_id, 'Energy' AS item, coalesce(sum(u.quantity), 0) + 1 AS amount, c.currency
+             FROM billing_window w
+             JOIN contracts FOR SYSTEM_TIME AS OF w.window_start AS c ON c.anchor_day IS NOT NULL
+             LEFT JOIN usage u ON u.subject = c.subject AND u.meter = 'kwh'
+             GROUP BY c.customer_id, c.contract_id, c.currency",
+        );
+    };
+    let usage = [
+        kwh("a", "m1", "2026-02-27T23:00:00Z", "10"),
+        // The period from 28 February begins here.
+        kwh("b", "m1", "2026-02-28T00:00:00Z", "20"),
+        kwh("c", "m2", "2026-02-15T04:59:59Z", "30"),
+        kwh("d", "m2", "2026-02-15T05:00:00Z", "40"),
+        kwh("e", "m3", "2026-02-10T23:59:59Z", "50"),
+        // Nobody's: the contract is over.
+        kwh("f", "m3", "2026-02-11T00:00:00Z", "60"),
+        kwh("last", "m1", "2026-03-20T00:00:00Z", "0"),
+    ];
+    let late = [kwh("late", "m2", "2026-02-01T00:00:00Z", "5")];
+    let (_, owed) = in_two_steps(prepare, &usage, &late);
+    let of = |contract: &str| -> Vec<String> {
+        owed.iter().filter(|line| line.contains(&format!(",{contract},"))).map(|line| line.split_once("Energy,").unwrap().1.to_owned()).collect()
+    };
+    assert_eq!(
+        of("k1")[..2],
+        ["2026-01-31T00:00:00Z,2026-02-28T00:00:00Z,11".to_owned(), "2026-02-28T00:00:00Z,2026-03-31T00:00:00Z,21".to_owned()]
+    );
+    assert_eq!(
+        of("k2")[..2],
+        ["2026-01-20T05:00:00Z,2026-02-15T05:00:00Z,36".to_owned(), "2026-02-15T05:00:00Z,2026-03-15T04:00:00Z,41".to_owned()]
+    );
+    assert_eq!(of("k3"), ["2026-01-01T00:00:00Z,2026-02-01T00:00:00Z,1", "2026-02-01T00:00:00Z,2026-02-11T00:00:00Z,51"]);
+}
+
+#[test]
+fn a_late_reading_corrects_the_windows_that_it_opens() {
+    let prepare = |project: &Project| {
+        project.write(
+            "rules/energy.sql",
+            "CREATE MATERIALIZED VIEW energy WITH (window = 'month', grace = '1 day', effective_from = '2026-06-01', carry = 'subject, meter', fan_out = 'allowed') AS
+             WITH readings AS (
+                 SELECT o.subject, o.time, o.quantity FROM opening o WHERE o.meter = 'register'
+                 UNION ALL
+                 SELECT u.subject, u.time, u.quantity FROM usage u WHERE u.meter = 'register'
+             )
+             SELECT 'cust-' || substr(r.subject, 2) AS customer_id, 'Consumption' AS item, register_usage(r.quantity, r.time) AS amount, 'EUR' AS currency
+             FROM readings r GROUP BY r.subject",
+        );
+    };
+    let reading = |id: &str, time: &str, quantity: &str| event("register", id, "m1", time, quantity);
+    let usage = [
+        reading("a", "2026-06-10T00:00:00Z", "100"),
+        reading("b", "2026-08-10T00:00:00Z", "150"),
+        reading("c", "2026-09-10T00:00:00Z", "180"),
+        reading("d", "2026-11-10T00:00:00Z", "200"),
+    ];
+    // Belongs to June, and opens July and August.
+    let late = [reading("late", "2026-06-30T00:00:00Z", "130")];
+    let (project, owed) = in_two_steps(prepare, &usage, &late);
+    let months: Vec<&str> = owed.iter().map(|line| line.split_once("Consumption,").unwrap().1).collect();
+    assert_eq!(
+        months,
+        [
+            "2026-06-01T00:00:00Z,2026-07-01T00:00:00Z,30",
+            "2026-08-01T00:00:00Z,2026-09-01T00:00:00Z,20",
+            "2026-09-01T00:00:00Z,2026-10-01T00:00:00Z,30",
+            "2026-11-01T00:00:00Z,2026-12-01T00:00:00Z,20",
+        ]
+    );
+    let corrected = sql(project.path(), "SELECT DISTINCT window_start FROM charges WHERE class = 'correction' ORDER BY 1");
+    assert_eq!(corrected, ["2026-06-01T00:00:00Z", "2026-08-01T00:00:00Z"]);
+}
