@@ -7,7 +7,7 @@ use clap::Args;
 use super::Failure;
 
 /// Files of the example: path and content.
-pub(super) const PROJECT: [(&str, &str); 14] = [
+pub(super) const PROJECT: [(&str, &str); 25] = [
     ("ratemill.toml", include_str!("../../../examples/business-centre/ratemill.toml")),
     ("rules/office_fees.sql", include_str!("../../../examples/business-centre/rules/office_fees.sql")),
     ("rules/receptionist_calls.sql", include_str!("../../../examples/business-centre/rules/receptionist_calls.sql")),
@@ -21,6 +21,17 @@ pub(super) const PROJECT: [(&str, &str); 14] = [
     ("reference/prices.toml", include_str!("../../../examples/business-centre/reference/prices.toml")),
     ("reference/fees.csv", include_str!("../../../examples/business-centre/reference/fees.csv")),
     ("reference/fees.toml", include_str!("../../../examples/business-centre/reference/fees.toml")),
+    ("rules/minimum_spend.sql", include_str!("../../../examples/business-centre/rules/minimum_spend.sql")),
+    ("reference/minimums.csv", include_str!("../../../examples/business-centre/reference/minimums.csv")),
+    ("reference/minimums.toml", include_str!("../../../examples/business-centre/reference/minimums.toml")),
+    ("tests/fixtures/pages_of_a_month.csv", include_str!("../../../examples/business-centre/tests/fixtures/pages_of_a_month.csv")),
+    ("tests/meeting_rooms.yml", include_str!("../../../examples/business-centre/tests/meeting_rooms.yml")),
+    ("tests/minimum_spend.yml", include_str!("../../../examples/business-centre/tests/minimum_spend.yml")),
+    ("tests/office_fees.yml", include_str!("../../../examples/business-centre/tests/office_fees.yml")),
+    ("tests/printed_pages.yml", include_str!("../../../examples/business-centre/tests/printed_pages.yml")),
+    ("tests/receptionist_calls.yml", include_str!("../../../examples/business-centre/tests/receptionist_calls.yml")),
+    ("audits/charges_have_a_contract.sql", include_str!("../../../examples/business-centre/audits/charges_have_a_contract.sql")),
+    ("audits/nothing_is_negative.sql", include_str!("../../../examples/business-centre/audits/nothing_is_negative.sql")),
     (".gitignore", "lake/\nlog/\ndrops/\n"),
 ];
 
@@ -36,7 +47,7 @@ impl Init {
     pub(super) fn run(self) -> Result<(), Failure> {
         write_project(&self.folder)?;
         println!("made a project in {}", self.folder.display());
-        println!("next: ratemill check {0}, then ratemill run -C {0}", self.folder.display());
+        println!("next: ratemill check {0}, ratemill test -C {0}, then ratemill run -C {0}", self.folder.display());
         Ok(())
     }
 }
