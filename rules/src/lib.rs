@@ -27,4 +27,4 @@ pub use diagnostics::{Diagnostic, Diagnostics};
 pub use evaluate::{Evaluator, Mode, RateError, WindowCharges};
 pub use project::RuleProject;
 pub use reference::{ReferenceData, ReferenceTable};
-pub use rule::{OutputColumn, Reach, Rule, RuleOptions};
+pub use rule::{OutputColumn, Reach, Rule, RuleOptions, RuleWindow};

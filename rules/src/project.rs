@@ -113,7 +113,7 @@ impl RuleProject {
                 if draft.rewritten.earlier.iter().any(|(rule, _)| *rule == draft.parsed.name) {
                     upstream = draft.with_own_columns(upstream, &reference).await;
                 }
-                let scans = draft.rewritten.tables.iter().filter(|table| *table == "usage").count();
+                let scans = draft.rewritten.tables.iter().filter(|table| *table == "usage" || *table == "opening").count();
                 let Draft { file, text, parsed, rewritten } = draft;
                 let checked = check::output(&parsed.query, scans, &reference, &upstream, &file, &text, &mut diagnostics).await;
                 let Some(checked) = checked else {

@@ -38,6 +38,25 @@ pub struct RuleOptions {
     pub history: Option<u32>,
 }
 
+/// A window that a rule rates: of a billing period, together with its contract.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+pub struct RuleWindow {
+    /// When.
+    pub window: Window,
+    /// Whose, where the window is a contract's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub contract_id: Option<String>,
+}
+
+impl std::fmt::Display for RuleWindow {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.contract_id {
+            Some(contract) => write!(f, "{} of contract `{contract}`", self.window),
+            None => self.window.fmt(f),
+        }
+    }
+}
+
 /// How far an event reaches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Reach {
@@ -133,6 +152,25 @@ impl Rule {
             spec => spec.windows_between(from, to)?,
         };
         windows.retain(|window| self.in_force_at(window.start));
+        Ok(windows)
+    }
+
+    /// The same windows, of billing periods one for each contract.
+    ///
+    /// # Errors
+    /// [`WindowError::OutOfRange`].
+    pub fn rated_between(&self, reference: &ReferenceData, from: i64, to: i64) -> Result<Vec<RuleWindow>, WindowError> {
+        if self.options.window != WindowSpec::BillingPeriod {
+            let windows = self.windows_between(reference, from, to)?;
+            return Ok(windows.into_iter().map(|window| RuleWindow { window, contract_id: None }).collect());
+        }
+        let Some(periods) = reference.billing_periods() else { return Ok(Vec::new()) };
+        let mut windows: Vec<RuleWindow> = periods
+            .between(from.max(self.options.effective_from), to)?
+            .into_iter()
+            .map(|period| RuleWindow { window: period.window, contract_id: Some(period.contract_id) })
+            .collect();
+        windows.retain(|rated| self.in_force_at(rated.window.start));
         Ok(windows)
     }
 

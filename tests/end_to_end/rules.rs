@@ -183,3 +183,149 @@ fn a_late_reading_corrects_the_windows_that_it_opens() {
     let corrected = sql(project.path(), "SELECT DISTINCT window_start FROM charges WHERE class = 'correction' ORDER BY 1");
     assert_eq!(corrected, ["2026-06-01T00:00:00Z", "2026-08-01T00:00:00Z"]);
 }
+
+#[test]
+fn meters_that_nobody_reads_or_sends_are_reported() {
+    let project = Project::new(
+        "[[files]]\nname = \"drop\"\nurl = \"drops\"\nmapping = { meter = { constant = \"kwhh\" }, id = \"id\", subject = \"s\", time = \"t\", quantity = \"q\" }\n",
+    );
+    let shown = ok(&["check", project.text()]);
+    assert!(shown.contains("warning[meter-unread]: meter `kwhh` of [[files]] `drop` is read by no rule"), "{shown}");
+    assert!(shown.contains("no configured input sends meter `kwh`; did you mean `kwhh`?"), "{shown}");
+}
+
+#[test]
+fn options_do_what_they_say() {
+    // Months from the 15th, halves to the even neighbour, nothing shown before it is final.
+    let rule = |emit: &str| {
+        format!(
+            "CREATE MATERIALIZED VIEW energy WITH (window = 'month', anchor = '15', grace = '1 day', effective_from = '2026-08-15', rounding = 'half_even', emit = '{emit}') AS
+             SELECT u.subject AS customer_id, 'Energy' AS item, round_money(sum(u.quantity), 'EUR') AS amount, 'EUR' AS currency
+             FROM usage u WHERE u.meter = 'kwh' GROUP BY u.subject"
+        )
+    };
+    let usage = [
+        kwh("a", "m1", "2026-09-14T23:59:59Z", "1.005"),
+        kwh("b", "m1", "2026-09-15T00:00:00Z", "2.015"),
+        kwh("c", "m1", "2026-10-20T00:00:00Z", "3"),
+    ];
+    for (emit, provisional) in [("running", true), ("final", false)] {
+        let project = Project::new("");
+        project.write("rules/energy.sql", &rule(emit));
+        let file = project.write("usage.ndjson", &lines(&usage));
+        let output = crate::engine::ratemill(&["rate", "-C", project.text(), "--usage", file.to_str().unwrap()], &[]);
+        let shown = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.success(), "{shown}");
+        assert_eq!(
+            net(&project),
+            [
+                "energy,m1,,Energy,2026-08-15T00:00:00Z,2026-09-15T00:00:00Z,1",
+                "energy,m1,,Energy,2026-09-15T00:00:00Z,2026-10-15T00:00:00Z,2.02",
+            ]
+        );
+        assert_eq!(shown.contains("provisional: energy"), provisional, "{shown}");
+    }
+}
+
+const LEVELS: &str = "CREATE MATERIALIZED VIEW energy WITH (window = 'month', effective_from = '2026-01-01', carry = 'subject, meter', fan_out = 'allowed') AS
+    WITH levels AS (
+        SELECT o.subject, o.time, o.quantity FROM opening o WHERE o.meter = 'level'
+        UNION ALL
+        SELECT u.subject, u.time, u.quantity FROM usage u WHERE u.meter = 'level'
+    )
+    SELECT l.subject AS customer_id, 'Storage' AS item, weighted(l.quantity, l.time, w.window_start, w.window_end) AS amount, 'EUR' AS currency
+    FROM levels l CROSS JOIN billing_window w GROUP BY l.subject";
+
+#[test]
+fn a_late_level_reaches_windows_that_were_closed_empty_and_those_of_the_next_version() {
+    let level = |id: &str, time: &str, quantity: &str| event("level", id, "m1", time, quantity);
+    // January to March close without a charge; then a level of January arrives.
+    let other = event("level", "x", "m2", "2026-04-10T00:00:00Z", "0");
+    let (_, owed) = in_two_steps(
+        |project| {
+            project.write("rules/energy.sql", LEVELS);
+        },
+        std::slice::from_ref(&other),
+        &[level("late", "2026-01-16T00:00:00Z", "10")],
+    );
+    // 16 days of 10 in January, 28 in February, 31 in March, 30 in April.
+    let hours: Vec<&str> = owed.iter().map(|line| line.rsplit_once(',').unwrap().1).collect();
+    assert_eq!(hours, ["3840", "6720", "7440", "7200"]);
+    // The first version until March, the second at twice the price; both see the late level.
+    let (_, owed) = in_two_steps(
+        |project| {
+            let dated = |options: &str, factor: &str| {
+                LEVELS.replace("effective_from = '2026-01-01'", options).replace("w.window_end) AS", &format!("w.window_end) * {factor} AS"))
+            };
+            project.write("rules/energy.sql", &dated("effective_from = '2026-01-01', effective_to = '2026-03-01'", "1"));
+            project.write("rules/energy_2.sql", &dated("effective_from = '2026-03-01'", "2"));
+        },
+        &[level("a", "2026-01-10T00:00:00Z", "10"), level("z", "2026-05-01T00:00:00Z", "0")],
+        &[level("late", "2026-01-20T00:00:00Z", "30")],
+    );
+    let hours: Vec<&str> = owed.iter().map(|line| line.rsplit_once(',').unwrap().1).collect();
+    // 10 days of 10 and 12 days of 30; then 30 throughout.
+    assert_eq!(hours, ["11040", "20160", "44640", "43200"]);
+}
+
+#[test]
+fn a_late_event_of_a_meter_that_only_opening_reads_corrects() {
+    let (_, owed) = in_two_steps(
+        |project| {
+            project.write(
+                "rules/energy.sql",
+                "CREATE MATERIALIZED VIEW energy WITH (window = 'month', effective_from = '2026-01-01', carry = 'subject, meter') AS
+                 SELECT u.subject AS customer_id, 'Use' AS item, sum(u.quantity * o.quantity) AS amount, 'EUR' AS currency
+                 FROM usage u JOIN opening o ON o.subject = u.subject AND o.meter = 'price' WHERE u.meter = 'use' GROUP BY u.subject",
+            );
+        },
+        &[
+            event("price", "p", "m1", "2026-01-10T00:00:00Z", "2"),
+            event("use", "u", "m1", "2026-02-10T00:00:00Z", "10"),
+            event("use", "end", "m1", "2026-03-10T00:00:00Z", "0"),
+        ],
+        &[event("price", "late", "m1", "2026-01-11T00:00:00Z", "5")],
+    );
+    assert_eq!(owed, ["energy,m1,,Use,2026-02-01T00:00:00Z,2026-03-01T00:00:00Z,50"]);
+}
+
+#[test]
+fn a_contract_that_changes_after_its_period_was_published_is_not_charged_twice() {
+    let contracts = |rows: &str| format!("subject,customer_id,contract_id,plan,currency,anchor_day,valid_from,valid_to\n{rows}");
+    let project = Project::new("");
+    project.write(
+        "reference/contracts.toml",
+        "key = [\"subject\"]\n[columns]\nsubject = \"text\"\ncustomer_id = \"text\"\ncontract_id = \"text\"\nplan = \"text\"\ncurrency = \"text\"\nanchor_day = \"integer\"\nvalid_from = \"date\"\nvalid_to = \"date?\"\n",
+    );
+    project.write("reference/contracts.csv", &contracts("m1,cust-1,k1,home,EUR,1,2026-01-01,\n"));
+    project.write(
+        "rules/energy.sql",
+        "CREATE MATERIALIZED VIEW energy WITH (window = 'billing_period', effective_from = '2026-01-01') AS
+         SELECT c.customer_id, c.contract_id, 'Energy' AS item, sum(u.quantity) AS amount, c.currency
+         FROM usage u JOIN contracts FOR SYSTEM_TIME AS OF u.time AS c ON c.subject = u.subject
+         WHERE u.meter = 'kwh' GROUP BY c.customer_id, c.contract_id, c.currency",
+    );
+    let rate = |name: &str, events: &[Value]| {
+        let file = project.write(name, &lines(events));
+        ok(&["rate", "-C", project.text(), "--usage", file.to_str().unwrap()]);
+    };
+    rate("a.ndjson", &[kwh("a", "m1", "2026-01-10T00:00:00Z", "100"), kwh("b", "m1", "2026-02-10T00:00:00Z", "1")]);
+    let january = "energy,cust-1,k1,Energy,2026-01-01T00:00:00Z,2026-02-01T00:00:00Z,100";
+    assert_eq!(net(&project), [january]);
+    // It ended on the 20th, as was found out later; a second contract shares its period.
+    project.write(
+        "reference/contracts.csv",
+        &contracts("m1,cust-1,k1,home,EUR,1,2026-01-01,2026-01-20\nm2,cust-2,k2,home,EUR,1,2026-01-01,\n"),
+    );
+    rate("b.ndjson", &[kwh("c", "m2", "2026-01-13T00:00:00Z", "7"), kwh("d", "m2", "2026-02-13T00:00:00Z", "0")]);
+    let second = "energy,cust-2,k2,Energy,2026-01-01T00:00:00Z,2026-02-01T00:00:00Z,7";
+    assert_eq!(net(&project), [january, second]);
+    // Late usage of the published period still is that period's.
+    rate("c.ndjson", &[kwh("e", "m1", "2026-01-11T00:00:00Z", "5")]);
+    assert_eq!(net(&project), [january.replace(",100", ",105"), second.to_owned()]);
+    // Asked for, the old period is taken back and the new one charged; and once only.
+    for _ in 0..2 {
+        ok(&["rate", "-C", project.text(), "--re-rate", "--from", "2026-01-01", "--to", "2026-02-01"]);
+        assert_eq!(net(&project), [january.replace("02-01T", "01-20T").replace(",100", ",105"), second.to_owned()]);
+    }
+}

@@ -136,7 +136,7 @@ impl Rate {
         let from = self.from.as_ref().map(instant).transpose()?.unwrap_or(i64::MIN);
         let to = match &self.to {
             Some(text) => instant(text)?,
-            None if self.close => state.open.iter().map(|open| open.window.end).chain(last).max().unwrap_or(from),
+            None if self.close => state.open.iter().map(|open| open.window.window.end).chain(last).max().unwrap_or(from),
             None => last.unwrap_or(from),
         };
         Ok(Finalize::Range { from, to, re_rate: self.re_rate })

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use arrow::array::{ArrayRef, AsArray, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray};
 use arrow::compute::{concat_batches, filter_record_batch};
 use arrow::datatypes::TimestampMicrosecondType;
+use ratemill_rules::RuleWindow;
 use ratemill_schemas::files::{self, FileClaim};
 use ratemill_schemas::{EventHasher, EventKey, UsageSchema, Window};
 
@@ -88,15 +89,27 @@ pub(super) fn merge_days(batches: &[RecordBatch]) -> Result<Vec<RecordBatch>, ar
     Ok(merged)
 }
 
-pub(super) fn rows_of(published: &RecordBatch, window: Window) -> Result<RecordBatch, arrow::error::ArrowError> {
+pub(super) fn rows_of(published: &RecordBatch, rated: &RuleWindow) -> Result<RecordBatch, arrow::error::ArrowError> {
     let bound = |name: &str| published.column_by_name(name).map(|column| column.as_primitive::<TimestampMicrosecondType>().clone());
+    let window = rated.window;
     match (bound("window_start"), bound("window_end")) {
         (Some(starts), Some(ends)) => {
             let mask =
                 starts.values().iter().zip(ends.values()).map(|(start, end)| Some(*start == window.start && *end == window.end)).collect();
-            filter_record_batch(published, &mask)
+            of_contract(&filter_record_batch(published, &mask)?, rated)
         }
         _ => Ok(published.slice(0, 0)),
+    }
+}
+
+/// Of charges of several contracts, those of the window's own.
+pub(super) fn of_contract(charges: &RecordBatch, rated: &RuleWindow) -> Result<RecordBatch, arrow::error::ArrowError> {
+    match (&rated.contract_id, charges.column_by_name("contract_id")) {
+        (Some(contract), Some(contracts)) => {
+            let mask = contracts.as_string::<i32>().iter().map(|found| Some(found == Some(contract.as_str()))).collect();
+            filter_record_batch(charges, &mask)
+        }
+        _ => Ok(charges.clone()),
     }
 }
 

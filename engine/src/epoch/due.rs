@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 
 use arrow::array::{AsArray, RecordBatch};
 use arrow::datatypes::TimestampMicrosecondType;
-use ratemill_rules::{Reach, ReferenceData, Rule, RuleProject};
+use ratemill_rules::{Reach, ReferenceData, Rule, RuleProject, RuleWindow};
 use ratemill_schemas::{Window, WindowSpec};
 use ratemill_schemas::windows::WindowError;
 
 use super::manifest::WindowTask;
-use super::state::{EngineState, OpenWindow};
+use super::state::{EngineState, Finalized, OpenWindow};
 
 /// When windows become final.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,12 +29,28 @@ pub enum Finalize {
     Nothing,
 }
 
-/// Windows of each rule that the usage of an epoch falls into, with the first time that it was logged.
-pub(super) type Touched<'p> = Vec<(&'p Rule, BTreeMap<Window, i64>)>;
+/// What the usage of an epoch touches of one rule.
+#[derive(Debug)]
+pub(super) struct Touched<'p> {
+    rule: &'p Rule,
+    /// The windows that it falls into, with the first time that it was logged.
+    windows: BTreeMap<RuleWindow, i64>,
+    /// Its earliest time, in a window of this version or before, and when it was logged.
+    earliest: Option<(i64, i64)>,
+}
 
 /// The windows that these rows fall into.
-pub(super) fn touched<'p>(rules: &'p [Rule], reference: &ReferenceData, batches: &[RecordBatch]) -> Result<Touched<'p>, WindowError> {
-    let mut touched: Touched<'p> = rules.iter().filter(|rule| rule.reads_usage).map(|rule| (rule, BTreeMap::new())).collect();
+pub(super) fn touched<'p>(
+    rules: &'p [Rule],
+    reference: &ReferenceData,
+    state: &EngineState,
+    batches: &[RecordBatch],
+) -> Result<Vec<Touched<'p>>, WindowError> {
+    let mut touched: Vec<Touched<'p>> = rules
+        .iter()
+        .filter(|rule| rule.reads_usage)
+        .map(|rule| Touched { rule, windows: BTreeMap::new(), earliest: None })
+        .collect();
     for batch in batches {
         let schema = batch.schema();
         let column = |name: &str| schema.index_of(name).ok().map(|index| batch.column(index));
@@ -46,24 +62,67 @@ pub(super) fn touched<'p>(rules: &'p [Rule], reference: &ReferenceData, batches:
         let (meters, subjects) = (meters.as_string::<i32>(), subjects.as_string::<i32>());
         let times = times.as_primitive::<TimestampMicrosecondType>().values();
         let ingested = ingested.as_primitive::<TimestampMicrosecondType>().values();
-        for (rule, windows) in &mut touched {
+        for Touched { rule, windows, earliest } in &mut touched {
             // Most rows fall into the window of the row before.
             let mut last: Option<Window> = None;
             for row in 0..batch.num_rows() {
-                let same = rule.options.window != WindowSpec::BillingPeriod && last.is_some_and(|window| window.contains(times[row]));
-                if same || !rule.reads(meters.value(row)) {
+                let (time, ingested) = (times[row], ingested[row]);
+                if !rule.reads(meters.value(row)) {
                     continue;
                 }
-                let Some(window) = rule.window_of(reference, subjects.value(row), times[row])? else { continue };
-                last = Some(window);
-                if rule.in_force_at(window.start) {
-                    let first = windows.entry(window).or_insert(ingested[row]);
-                    *first = (*first).min(ingested[row]);
+                if earliest.is_none_or(|(first, _)| time < first) {
+                    *earliest = Some((time, ingested));
+                }
+                if last.is_some_and(|window| window.contains(time)) {
+                    continue;
+                }
+                let rated = if rule.options.window == WindowSpec::BillingPeriod {
+                    let Some(rated) = period_of(rule, reference, state, subjects.value(row), time)? else { continue };
+                    rated
+                } else {
+                    let window = rule.options.window.window_of(time)?;
+                    last = Some(window);
+                    RuleWindow { window, contract_id: None }
+                };
+                if rule.in_force_at(rated.window.start) {
+                    let first = windows.entry(rated).or_insert(ingested);
+                    *first = (*first).min(ingested);
                 }
             }
         }
     }
     Ok(touched)
+}
+
+/// The billing period of an event: the published one that holds its time, else as the contract says now.
+fn period_of(
+    rule: &Rule,
+    reference: &ReferenceData,
+    state: &EngineState,
+    subject: &str,
+    time: i64,
+) -> Result<Option<RuleWindow>, WindowError> {
+    let Some(periods) = reference.billing_periods() else { return Ok(None) };
+    let Some(contract) = periods.contract_of(subject, time) else { return Ok(None) };
+    let window = match state.published_period(&rule.name, contract, time) {
+        Some(published) => Some(published),
+        None => periods.period_of(contract, time)?,
+    };
+    Ok(window.map(|window| RuleWindow { window, contract_id: Some(contract.to_owned()) }))
+}
+
+/// Adds the finalized windows after the usage, for rules whose windows see what was before them.
+pub(super) fn reach_onward(state: &EngineState, reference: &ReferenceData, touched: &mut [Touched<'_>]) -> Result<(), WindowError> {
+    for Touched { rule, windows, earliest } in touched.iter_mut().filter(|touched| touched.rule.reach == Reach::Onward) {
+        let Some((time, ingested)) = *earliest else { continue };
+        let Some(to) = state.finalized.iter().filter(|range| range.rule == rule.name).map(|range| range.end).max() else { continue };
+        for rated in rule.rated_between(reference, time, to)? {
+            if rated.window.start > time && state.finalized(&rule.name, &rated).is_some() {
+                windows.entry(rated).or_insert(ingested);
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Published windows of versions that are no longer in the project, which these rows fall into.
@@ -74,60 +133,45 @@ pub(super) fn late_for_former(
     batches: &[RecordBatch],
 ) -> Result<Vec<WindowTask>, WindowError> {
     let mut late = Vec::new();
-    for (rule, windows) in touched(former, reference, batches)? {
+    let mut touched = touched(former, reference, state, batches)?;
+    reach_onward(state, reference, &mut touched)?;
+    for Touched { rule, windows, .. } in touched {
         for window in windows.into_keys() {
-            if let Some(range) = state.finalized(&rule.name, window)
+            if let Some(range) = state.finalized(&rule.name, &window)
                 && range.published
                 && range.rule_version == rule.version
             {
-                late.push(WindowTask {
-                    rule: rule.name.clone(),
-                    rule_version: range.rule_version.clone(),
-                    reference_version: range.reference_version.clone(),
-                    window,
-                    cause: "late usage".to_owned(),
-                });
+                late.push(late_task(range, window));
             }
         }
     }
     Ok(late)
 }
 
-/// Adds the published windows after the touched ones, for rules whose windows see what was before them.
-pub(super) fn reach_onward(state: &EngineState, reference: &ReferenceData, touched: &mut Touched<'_>) -> Result<(), WindowError> {
-    for (rule, windows) in touched.iter_mut().filter(|(rule, _)| rule.reach == Reach::Onward) {
-        let Some((first, ingested)) = windows.first_key_value().map(|(window, ingested)| (*window, *ingested)) else { continue };
-        let published = state.finalized.iter().filter(|range| range.rule == rule.name && range.published);
-        let Some(to) = published.map(|range| range.end).max() else { continue };
-        for window in rule.windows_between(reference, first.start, to)? {
-            if window.start > first.start && state.finalized(&rule.name, window).is_some_and(|range| range.published) {
-                windows.entry(window).or_insert(ingested);
-            }
-        }
+fn late_task(range: &Finalized, window: RuleWindow) -> WindowTask {
+    WindowTask {
+        rule: range.rule.clone(),
+        rule_version: range.rule_version.clone(),
+        reference_version: range.reference_version.clone(),
+        window,
+        cause: "late usage".to_owned(),
     }
-    Ok(())
 }
 
 /// Adds touched windows to the open ones, or returns them as late where they were published.
-pub(super) fn note_usage(state: &mut EngineState, touched: Touched<'_>, watermark_before: Option<i64>) -> Vec<WindowTask> {
+pub(super) fn note_usage(state: &mut EngineState, touched: Vec<Touched<'_>>, watermark_before: Option<i64>) -> Vec<WindowTask> {
     let mut late = Vec::new();
-    for (rule, windows) in touched {
+    for Touched { rule, windows, .. } in touched {
         for (window, first_ingest) in windows {
-            match state.finalized(&rule.name, window) {
-                Some(range) if range.published => late.push(WindowTask {
-                    rule: rule.name.clone(),
-                    rule_version: range.rule_version.clone(),
-                    reference_version: range.reference_version.clone(),
-                    window,
-                    cause: "late usage".to_owned(),
-                }),
+            match state.finalized(&rule.name, &window) {
+                Some(range) if range.published => late.push(late_task(range, window)),
                 found => {
                     let was_closed = found.is_some();
                     if was_closed {
-                        state.reopen(&rule.name, window);
+                        state.reopen(&rule.name, &window);
                     }
                     if !state.open.iter().any(|open| open.rule == rule.name && open.window == window) {
-                        let deadline = window.end.saturating_add(rule.options.grace);
+                        let deadline = window.window.end.saturating_add(rule.options.grace);
                         state.open.push(OpenWindow {
                             rule: rule.name.clone(),
                             window,
@@ -151,33 +195,73 @@ pub(super) fn due(state: &EngineState, project: &RuleProject, clock: i64, finali
             Finalize::Live => (rule.options.effective_from, clock.max(state.watermark.unwrap_or(clock))),
             Finalize::Range { from, to, .. } => (from.max(rule.options.effective_from), to),
         };
-        for window in rule.windows_between(&project.reference, from, to)? {
-            let published = state.finalized(&rule.name, window);
+        let mut task = |window: RuleWindow, cause: &str| {
+            tasks.push(WindowTask {
+                rule: rule.name.clone(),
+                rule_version: rule.version.clone(),
+                reference_version: project.reference.version().to_owned(),
+                window,
+                cause: cause.to_owned(),
+            });
+        };
+        for rated in rule.rated_between(&project.reference, from, to)? {
+            let published = state.finalized(&rule.name, &rated);
+            let window = rated.window;
             let is_due = match finalize {
-                Finalize::Range { from, to, re_rate } => window.start >= from && window.end <= to && (re_rate || published.is_none()),
-                _ => published.is_none() && is_due(state, rule, window, clock),
+                Finalize::Range { from, to, re_rate } => {
+                    let held = !re_rate && state.is_cut_differently(&rule.name, &rated);
+                    window.start >= from && window.end <= to && (re_rate || published.is_none()) && !held
+                }
+                // A contract that was changed in a published period waits for --re-rate, lest it is charged twice.
+                _ => published.is_none() && is_due(state, rule, &rated, clock) && !state.is_cut_differently(&rule.name, &rated),
             };
             if is_due {
                 let cause = if published.is_some_and(|range| range.published) { "re-rate" } else { "window closed" };
-                tasks.push(WindowTask {
-                    rule: rule.name.clone(),
-                    rule_version: rule.version.clone(),
-                    reference_version: project.reference.version().to_owned(),
-                    window,
-                    cause: cause.to_owned(),
-                });
+                task(rated, cause);
             }
+        }
+        if let Finalize::Range { from, to, re_rate: true } = finalize {
+            stale_periods(state, rule, &project.reference, from, to)?.into_iter().for_each(|stale| task(stale, "re-rate"));
         }
     }
     Ok(tasks)
 }
 
+/// Published billing periods that their contract does not have any more: re-rating takes their charges back.
+fn stale_periods(
+    state: &EngineState,
+    rule: &Rule,
+    reference: &ReferenceData,
+    from: i64,
+    to: i64,
+) -> Result<Vec<RuleWindow>, WindowError> {
+    let mut stale = Vec::new();
+    for range in state.finalized.iter().filter(|range| range.rule == rule.name && range.published && rule.in_force_at(range.start)) {
+        let Some(contract) = &range.contract_id else { continue };
+        let window = Window { start: range.start, end: range.end };
+        let rated = RuleWindow { window, contract_id: Some(contract.clone()) };
+        if from <= window.start && window.end <= to && !is_current(reference, &rated)? {
+            stale.push(rated);
+        }
+    }
+    Ok(stale)
+}
+
+/// Whether a billing period is one that its contract has by this reference data; other windows always are.
+pub(super) fn is_current(reference: &ReferenceData, rated: &RuleWindow) -> Result<bool, WindowError> {
+    match (&rated.contract_id, reference.billing_periods()) {
+        (None, _) => Ok(true),
+        (Some(_), None) => Ok(false),
+        (Some(contract), Some(periods)) => Ok(periods.period_of(contract, rated.window.start)? == Some(rated.window)),
+    }
+}
+
 /// Whether the watermark, or the clock, has passed the window's end and grace. Usage that arrived after that as a
 /// whole gives the window a new deadline, from its first ingest.
-fn is_due(state: &EngineState, rule: &Rule, window: Window, clock: i64) -> bool {
-    let deadline = window.end.saturating_add(rule.options.grace);
+fn is_due(state: &EngineState, rule: &Rule, rated: &RuleWindow, clock: i64) -> bool {
+    let deadline = rated.window.end.saturating_add(rule.options.grace);
     let by_watermark = state.watermark.is_some_and(|watermark| watermark >= deadline);
-    match state.open.iter().find(|open| open.rule == rule.name && open.window == window) {
+    match state.open.iter().find(|open| open.rule == rule.name && open.window == *rated) {
         None => by_watermark || clock >= deadline,
         Some(open) => {
             let clock_deadline = if open.first_ingest > deadline { open.first_ingest.saturating_add(rule.options.grace) } else { deadline };

@@ -1,6 +1,6 @@
 //! Manifests and completion records: `epochs/N.manifest.json` and `epochs/N.done.json`.
 
-use ratemill_schemas::Window;
+use ratemill_rules::RuleWindow;
 use serde::{Deserialize, Serialize};
 
 use super::state::{EngineState, TableVersions};
@@ -16,7 +16,7 @@ pub struct WindowTask {
     /// The reference version.
     pub reference_version: String,
     /// The window.
-    pub window: Window,
+    pub window: RuleWindow,
     /// Why: `window closed`, `late usage`, `re-rate`.
     pub cause: String,
 }

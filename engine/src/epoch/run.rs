@@ -1,6 +1,6 @@
 //! Running an epoch, and finishing one that a crash interrupted.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -12,13 +12,13 @@ use datafusion::execution::runtime_env::RuntimeEnv;
 use datafusion::prelude::{col, lit};
 use ratemill_rules::functions::FUNCTIONS_VERSION;
 use ratemill_rules::session::{SessionLimits, runtime, session};
-use ratemill_rules::{Evaluator, RateError, Rule, RuleProject, WindowCharges};
+use ratemill_rules::{Evaluator, RateError, Rule, RuleProject, RuleWindow, WindowCharges};
 use ratemill_schemas::files;
 use ratemill_schemas::invoicing::InvoicingCalendar;
 use ratemill_schemas::windows::WindowError;
-use ratemill_schemas::{EventHasher, EventKey, UsageSchema, Window, WindowSpec, charges, rejected, time};
+use ratemill_schemas::{EventHasher, EventKey, UsageSchema, Window, charges, rejected, time};
 
-use super::books::{check_books, claims_batch, frame_keys, merge_days, rows_of};
+use super::books::{check_books, claims_batch, frame_keys, merge_days, of_contract, rows_of};
 use super::due::{self, Finalize};
 use super::manifest::{Completion, Manifest, WindowTask, completion_name, encode, manifest_name, read};
 use super::state::{EngineState, Finalized, TableVersions};
@@ -135,7 +135,7 @@ pub struct Epochs {
     /// A manifest that is written, but not completed: it is finished before anything else.
     pub(super) unfinished: Option<Manifest>,
     /// Windows whose rule failed since the start: not tried again before there is new usage.
-    pub(super) failed: HashSet<(String, Window)>,
+    pub(super) failed: HashSet<(String, RuleWindow)>,
 }
 
 /// What [`Epochs::open`] needs beside the lake.
@@ -333,7 +333,7 @@ impl Epochs {
         let headers: Vec<_> = frames.iter().map(|frame| frame.header.clone()).collect();
         state.advance(&headers, &self.inputs, self.opened_at, clock, self.idle);
         let batches = self.usage_of(epoch, frames)?;
-        let mut touched = due::touched(&self.project.rules, &self.project.reference, &batches)?;
+        let mut touched = due::touched(&self.project.rules, &self.project.reference, &state, &batches)?;
         due::reach_onward(&state, &self.project.reference, &mut touched)?;
         let mut tasks = due::note_usage(&mut state, touched, watermark_before);
         for task in due::late_for_former(&state, &self.former, &self.project.reference, &batches)? {
@@ -355,7 +355,7 @@ impl Epochs {
             state.pending = std::mem::take(&mut tasks);
         } else if frames.is_empty() {
             let (again, rest): (Vec<_>, Vec<_>) =
-                tasks.into_iter().partition(|task| self.failed.contains(&(task.rule.clone(), task.window)));
+                tasks.into_iter().partition(|task| self.failed.contains(&(task.rule.clone(), task.window.clone())));
             state.pending = again.into_iter().filter(|task| task.cause == "late usage").collect();
             tasks = rest;
         }
@@ -492,9 +492,10 @@ impl Epochs {
                 message: "is not what its name in the lake says".to_owned(),
             })?;
             let evaluator = self.evaluator(Arc::clone(&project))?;
-            let windows: Vec<Window> = tasks.iter().map(|task| task.window).collect();
-            let results = match evaluator.evaluate(rule, &windows).await {
-                Ok(results) => results,
+            let windows: Vec<Window> =
+                tasks.iter().map(|task| task.window.window).collect::<BTreeSet<Window>>().into_iter().collect();
+            let results: HashMap<Window, RecordBatch> = match evaluator.evaluate(rule, &windows).await {
+                Ok(results) => results.into_iter().map(|result| (result.window, result.charges)).collect(),
                 // One rule's mistake stands in no other's way.
                 Err(error) => {
                     self.note_failure(&error, &rule.name, &tasks, state, failures);
@@ -502,22 +503,21 @@ impl Epochs {
                 }
             };
             let published = self.published(&rule.name, &windows).await?;
-            for (task, result) in tasks.into_iter().zip(results) {
-                let before = rows_of(&published, task.window).map_err(|source| EpochError::Arrow { epoch: manifest.epoch, source })?;
-                let known = state.finalized(&task.rule, task.window).is_some_and(|range| range.published);
+            for task in tasks {
+                let failed = |source| EpochError::Arrow { epoch: manifest.epoch, source };
+                let Some(charges) = results.get(&task.window.window) else { continue };
+                let charges = of_contract(charges, &task.window).map_err(failed)?;
+                let before = rows_of(&published, &task.window).map_err(failed)?;
+                let known = state.finalized(&task.rule, &task.window).is_some_and(|range| range.published);
                 let had_usage = state.open.iter().any(|open| open.rule == task.rule && open.window == task.window);
                 let posting = self.posting(manifest, task, known)?;
-                let rows = ledger::post(&before, &result.charges, &posting)
-                    .map_err(|source| EpochError::Arrow { epoch: manifest.epoch, source })?;
-                state.finalize(Finalized {
-                    rule: task.rule.clone(),
-                    rule_version: task.rule_version.clone(),
-                    reference_version: task.reference_version.clone(),
-                    start: task.window.start,
-                    end: task.window.end,
-                    published: known || had_usage || result.charges.num_rows() > 0,
-                    exact: rule.options.window == WindowSpec::BillingPeriod,
-                });
+                let rows = ledger::post(&before, &charges, &posting).map_err(failed)?;
+                if due::is_current(&project.reference, &task.window)? {
+                    state.finalize(Finalized::window(task, known || had_usage || charges.num_rows() > 0));
+                } else {
+                    // The contract has no such period any more, and its charges are taken back.
+                    state.reopen(&task.rule, &task.window);
+                }
                 postings.extend(rows);
             }
         }
@@ -537,7 +537,7 @@ impl Epochs {
         metrics::counter!("ratemill_rule_failures_total", "rule" => rule.to_owned()).increment(1);
         failures.push(error.to_string());
         for task in tasks {
-            self.failed.insert((task.rule.clone(), task.window));
+            self.failed.insert((task.rule.clone(), task.window.clone()));
             if task.cause == "late usage" {
                 state.pending.push((*task).clone());
             }
@@ -545,12 +545,12 @@ impl Epochs {
     }
 
     fn posting(&self, manifest: &Manifest, task: &WindowTask, published_before: bool) -> Result<Posting, EpochError> {
-        let billing_period = self.calendar.billing_period(task.window)?;
+        let billing_period = self.calendar.billing_period(task.window.window)?;
         Ok(Posting {
             rule: task.rule.clone(),
             rule_version: task.rule_version.clone(),
             reference_version: task.reference_version.clone(),
-            window: task.window,
+            window: task.window.window,
             posting_period: billing_period.clone(),
             billing_period,
             epoch: manifest.epoch,
@@ -569,14 +569,21 @@ impl Epochs {
         let evaluator = self.evaluator(Arc::clone(&self.project))?;
         let mut results = Vec::new();
         for rule in self.project.rules.iter().filter(|rule| rule.options.provisional) {
-            let windows: Vec<Window> = self
+            let open: Vec<&RuleWindow> = self
                 .state
                 .open
                 .iter()
-                .filter(|open| open.rule == rule.name && rule.in_force_at(open.window.start))
-                .map(|open| open.window)
+                .filter(|open| open.rule == rule.name && rule.in_force_at(open.window.window.start))
+                .map(|open| &open.window)
                 .collect();
-            results.extend(evaluator.evaluate(rule, &windows).await?.into_iter().map(|result| (rule.name.clone(), result)));
+            let windows: Vec<Window> = open.iter().map(|rated| rated.window).collect::<BTreeSet<_>>().into_iter().collect();
+            let evaluated = evaluator.evaluate(rule, &windows).await?;
+            for rated in open {
+                for result in evaluated.iter().filter(|result| result.window == rated.window) {
+                    let charges = of_contract(&result.charges, rated).map_err(|source| EpochError::Arrow { epoch: self.last, source })?;
+                    results.push((rule.name.clone(), WindowCharges { window: rated.window, charges }));
+                }
+            }
         }
         Ok(results)
     }

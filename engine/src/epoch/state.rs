@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use ratemill_rules::RuleWindow;
 use ratemill_schemas::Window;
 use serde::{Deserialize, Serialize};
 
@@ -44,14 +45,33 @@ pub struct Finalized {
     pub end: i64,
     /// Whether anything was published; an empty window without usage may still get its original charges.
     pub published: bool,
-    /// Whether it is one window and no range: billing periods of several contracts overlap.
+    /// The contract, where it is one billing period and no range.
     #[serde(default)]
-    pub exact: bool,
+    pub contract_id: Option<String>,
 }
 
 impl Finalized {
-    fn holds(&self, window: Window) -> bool {
-        if self.exact { self.start == window.start && self.end == window.end } else { self.start <= window.start && window.end <= self.end }
+    /// One window that is finalized.
+    pub fn window(task: &super::manifest::WindowTask, published: bool) -> Self {
+        Self {
+            rule: task.rule.clone(),
+            rule_version: task.rule_version.clone(),
+            reference_version: task.reference_version.clone(),
+            start: task.window.window.start,
+            end: task.window.window.end,
+            published,
+            contract_id: task.window.contract_id.clone(),
+        }
+    }
+
+    fn holds(&self, rated: &RuleWindow) -> bool {
+        let window = rated.window;
+        self.contract_id == rated.contract_id
+            && if self.contract_id.is_some() {
+                self.start == window.start && self.end == window.end
+            } else {
+                self.start <= window.start && window.end <= self.end
+            }
     }
 }
 
@@ -61,7 +81,7 @@ pub struct OpenWindow {
     /// The rule.
     pub rule: String,
     /// The window.
-    pub window: Window,
+    pub window: RuleWindow,
     /// When its first usage was logged, µs UTC.
     pub first_ingest: i64,
     /// The watermark had passed it by then: its deadline runs from the first ingest.
@@ -114,18 +134,42 @@ impl EngineState {
 
     /// How `window` of `rule` was finalized, if it was.
     #[must_use]
-    pub fn finalized(&self, rule: &str, window: Window) -> Option<&Finalized> {
+    pub fn finalized(&self, rule: &str, window: &RuleWindow) -> Option<&Finalized> {
         self.finalized.iter().find(|range| range.rule == rule && range.holds(window))
+    }
+
+    /// The published billing period of `contract` that holds `time`, however it was cut.
+    #[must_use]
+    pub fn published_period(&self, rule: &str, contract: &str, time: i64) -> Option<Window> {
+        let holds = |range: &&Finalized| {
+            range.rule == rule && range.published && range.contract_id.as_deref() == Some(contract) && range.start <= time && time < range.end
+        };
+        self.finalized.iter().find(holds).map(|range| Window { start: range.start, end: range.end })
+    }
+
+    /// Whether a billing period overlaps a published one of its contract that was cut differently.
+    #[must_use]
+    pub fn is_cut_differently(&self, rule: &str, rated: &RuleWindow) -> bool {
+        rated.contract_id.is_some()
+            && self.finalized.iter().any(|range| {
+                range.rule == rule
+                    && range.published
+                    && range.contract_id == rated.contract_id
+                    && !range.holds(rated)
+                    && range.start < rated.window.end
+                    && rated.window.start < range.end
+            })
     }
 
     /// Marks a window as finalized; ranges that touch are joined.
     pub fn finalize(&mut self, new: Finalized) {
-        self.reopen(&new.rule, Window { start: new.start, end: new.end });
-        self.open.retain(|open| !(open.rule == new.rule && open.window.start == new.start && open.window.end == new.end));
+        let window = RuleWindow { window: Window { start: new.start, end: new.end }, contract_id: new.contract_id.clone() };
+        self.reopen(&new.rule, &window);
+        self.open.retain(|open| !(open.rule == new.rule && open.window == window));
         let joins = |range: &Finalized| {
             range.rule == new.rule
-                && !range.exact
-                && !new.exact
+                && range.contract_id.is_none()
+                && new.contract_id.is_none()
                 && range.rule_version == new.rule_version
                 && range.reference_version == new.reference_version
                 && range.published == new.published
@@ -140,8 +184,9 @@ impl EngineState {
     }
 
     /// Takes a window out of the finalized ranges.
-    pub fn reopen(&mut self, rule: &str, window: Window) {
-        let Some(index) = self.finalized.iter().position(|range| range.rule == rule && range.holds(window)) else { return };
+    pub fn reopen(&mut self, rule: &str, rated: &RuleWindow) {
+        let Some(index) = self.finalized.iter().position(|range| range.rule == rule && range.holds(rated)) else { return };
+        let window = rated.window;
         let range = self.finalized.remove(index);
         if range.start < window.start {
             self.finalized.push(Finalized { end: window.start, ..range.clone() });
@@ -166,15 +211,16 @@ mod tests {
             start,
             end,
             published,
-            exact: false,
+            contract_id: None,
         };
+        let window = |start, end| RuleWindow { window: Window { start, end }, contract_id: None };
         for start in 0..5 {
             state.finalize(range(start, start + 1, true));
         }
         assert_eq!(state.finalized, [range(0, 5, true)]);
         state.finalize(range(2, 3, false));
-        assert!(state.finalized("r", Window { start: 2, end: 3 }).is_some_and(|found| !found.published));
-        assert!(state.finalized("r", Window { start: 3, end: 4 }).is_some_and(|found| found.published));
-        assert!(state.finalized("r", Window { start: 5, end: 6 }).is_none());
+        assert!(state.finalized("r", &window(2, 3)).is_some_and(|found| !found.published));
+        assert!(state.finalized("r", &window(3, 4)).is_some_and(|found| found.published));
+        assert!(state.finalized("r", &window(5, 6)).is_none());
     }
 }

@@ -3,10 +3,11 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use ratemill_rules::{Diagnostics, ReferenceData, Rule, RuleProject};
-use ratemill_schemas::WindowSpec;
+use ratemill_rules::{Diagnostics, ReferenceData, Rule, RuleProject, RuleWindow};
+use ratemill_schemas::{Window, WindowSpec};
 use ratemill_schemas::windows::WindowError;
 
+use super::due;
 use super::manifest::encode;
 use super::run::{EpochError, Epochs};
 
@@ -27,12 +28,26 @@ impl Epochs {
             };
             let window = &rule.options.window;
             let cut_differently = |spec: &WindowSpec| -> Result<bool, WindowError> {
-                Ok(range.exact != (*spec == WindowSpec::BillingPeriod)
-                    || (!range.exact && (spec.window_of(range.start)?.start != range.start || spec.window_of(range.end - 1)?.end != range.end)))
+                Ok(match spec {
+                    WindowSpec::BillingPeriod => range.contract_id.is_none(),
+                    _ if range.contract_id.is_some() => true,
+                    spec => spec.window_of(range.start)?.start != range.start || spec.window_of(range.end - 1)?.end != range.end,
+                })
             };
             if cut_differently(window)? {
                 let message = "has published windows that were cut differently; keep window and timezone, or give the new rule another name, and end this one with effective_to".to_owned();
                 return Err(wrong(&range.rule, &rule.version, message));
+            }
+        }
+        for range in self.state.finalized.iter().filter(|range| range.published) {
+            let window = Window { start: range.start, end: range.end };
+            let rated = RuleWindow { window, contract_id: range.contract_id.clone() };
+            if !due::is_current(&self.project.reference, &rated)? {
+                tracing::warn!(
+                    rule = range.rule,
+                    window = %rated,
+                    "this billing period is published, and its contract cuts it differently by now; `ratemill rate --re-rate --from … --to …` over it posts the difference"
+                );
             }
         }
         let ledger = self.tables.charges.schema()?;

@@ -8,7 +8,7 @@ use arrow::datatypes::{DataType, Decimal128Type, Field, Schema};
 use arrow::util::display::{ArrayFormatter, FormatOptions};
 use ratemill_schemas::decimal::{DECIMAL, Decimal};
 use ratemill_schemas::time::format_instant;
-use ratemill_schemas::{Currency, Window};
+use ratemill_schemas::{Currency, Window, WindowSpec};
 
 use super::RateError;
 use crate::rule::Rule;
@@ -95,7 +95,9 @@ impl Shaper<'_> {
         let mut valid_currencies: HashMap<&str, ()> = HashMap::new();
         for row in 0..charges.num_rows() {
             let customer = if customers.is_null(row) { "?" } else { customers.value(row) };
+            let contract_missing = self.rule.options.window == WindowSpec::BillingPeriod && text(1).is_null(row);
             for (name, null) in [
+                ("contract_id", contract_missing),
                 ("customer_id", customers.is_null(row)),
                 ("item", items.is_null(row)),
                 ("currency", currencies.is_null(row)),
