@@ -6,6 +6,7 @@
 mod books;
 mod due;
 mod manifest;
+mod rate;
 mod run;
 mod state;
 mod versions;

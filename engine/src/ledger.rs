@@ -106,6 +106,20 @@ pub fn post(published: &RecordBatch, new: &RecordBatch, posting: &Posting) -> Re
     if entries.is_empty() { Ok(None) } else { build(&entries, posting).map(Some) }
 }
 
+/// The rows in force: those that are no reversal and are not reversed.
+///
+/// # Errors
+/// [`ArrowError`].
+pub fn in_force_only(published: &RecordBatch) -> Result<RecordBatch, ArrowError> {
+    let (Some(ids), Some(reverses)) = (published.column_by_name("charge_id"), published.column_by_name("reverses")) else {
+        return Ok(published.clone());
+    };
+    let (ids, reverses) = (ids.as_string::<i32>(), reverses.as_string::<i32>());
+    let reversed: HashSet<&str> = reverses.iter().flatten().collect();
+    let mask = (0..published.num_rows()).map(|row| Some(reverses.is_null(row) && !reversed.contains(ids.value(row)))).collect();
+    arrow::compute::filter_record_batch(published, &mask)
+}
+
 /// The published rows with the columns of a rule's output, in the same order as `new` has them.
 fn as_charges(published: &RecordBatch, new: &RecordBatch) -> Result<RecordBatch, ArrowError> {
     let schema = new.schema();

@@ -120,6 +120,8 @@ pub struct Evaluator {
     mode: Mode,
     /// Charges that are given instead of evaluated, by the name of their table.
     given: BTreeMap<String, RecordBatch>,
+    /// Charges of windows that are published, by rule: read as they are.
+    published: HashMap<String, BTreeMap<Window, RecordBatch>>,
     evaluated: Arc<Mutex<Evaluated>>,
 }
 
@@ -127,7 +129,7 @@ impl Evaluator {
     /// An evaluator over `usage`, which has the columns of `UsageSchema::stored` and holds every event once.
     #[must_use]
     pub fn new(runtime: Arc<RuntimeEnv>, limits: SessionLimits, project: Arc<RuleProject>, usage: Arc<dyn TableProvider>) -> Self {
-        Self { runtime, limits, project, usage, mode: Mode::Auto, given: BTreeMap::new(), evaluated: Arc::default() }
+        Self { runtime, limits, project, usage, mode: Mode::Auto, given: BTreeMap::new(), published: HashMap::new(), evaluated: Arc::default() }
     }
 
     /// The same, evaluating in this way.
@@ -143,6 +145,13 @@ impl Evaluator {
     #[must_use]
     pub fn with_charges(mut self, table: &str, charges: RecordBatch) -> Self {
         self.given.insert(table.to_owned(), charges);
+        self
+    }
+
+    /// The same, reading these charges of a rule's published windows as they are, whatever the rule would give now.
+    #[must_use]
+    pub fn with_published(mut self, rule: &str, charges: Vec<WindowCharges>) -> Self {
+        self.published.entry(rule.to_owned()).or_default().extend(charges.into_iter().map(|charges| (charges.window, charges.charges)));
         self
     }
 
@@ -194,6 +203,11 @@ impl Evaluator {
         all.sort_by_key(|(window, _)| *window);
         all.dedup_by_key(|(window, _)| *window);
         for (window, version) in all {
+            let published = self.published.get(&rule.name).and_then(|published| published.get(&window));
+            if let Some(published) = published.filter(|_| !wanted.contains(&window)) {
+                self.keep(version, &[WindowCharges { window, charges: published.clone() }]);
+                continue;
+            }
             if wanted.contains(&window) && version.version != rule.version {
                 // The caller says which version rates its windows.
                 continue;

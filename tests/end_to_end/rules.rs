@@ -329,3 +329,44 @@ fn a_contract_that_changes_after_its_period_was_published_is_not_charged_twice()
         assert_eq!(net(&project), [january.replace("02-01T", "01-20T").replace(",100", ",105"), second.to_owned()]);
     }
 }
+
+#[test]
+fn readers_settle_against_what_was_charged_and_are_re_rated_with_it() {
+    let prices = |price: &str| format!("plan,up_to,unit_price,flat_fee\nhome,,{price},0\n");
+    let project = Project::new("");
+    project.write("reference/prices.csv", &prices("1"));
+    project.write("rules/energy.sql", &crate::project::RULE.replace("window = 'month'", "window = 'day'").replace("grace = '1 day', ", "").replace("2026-09-01", "2026-06-01"));
+    let month = |name: &str, options: &str, query: &str| {
+        let text = format!("CREATE MATERIALIZED VIEW {name} WITH (window = 'month', effective_from = '2026-06-01'{options}) AS {query}");
+        project.write(&format!("rules/{name}.sql"), &text);
+    };
+    month("vat", "", "SELECT e.customer_id, 'VAT' AS item, sum(e.amount) * 0.2 AS amount, e.currency FROM energy e GROUP BY e.customer_id, e.currency");
+    month(
+        "true_up",
+        ", history = '2 windows'",
+        "SELECT e.customer_id, 'True-up' AS item, 1000 - sum(e.amount) AS amount, e.currency FROM earlier.energy e GROUP BY e.customer_id, e.currency",
+    );
+    let rate = |name: &str, events: &[Value]| {
+        let file = project.write(name, &lines(events));
+        ok(&["rate", "-C", project.text(), "--usage", file.to_str().unwrap()]);
+    };
+    let owed = |rule: &str| -> Vec<String> {
+        sql(project.path(), &format!("SELECT window_start, sum(amount) FROM charges WHERE rule = '{rule}' GROUP BY window_start HAVING sum(amount) <> 0 ORDER BY 1"))
+    };
+    rate("a.ndjson", &[kwh("a", "m1", "2026-06-10T00:00:00Z", "100"), kwh("b", "m1", "2026-07-10T00:00:00Z", "100"), kwh("c", "m1", "2026-08-01T12:00:00Z", "0")]);
+    // The price doubles; what was charged stays, and later rules settle against that.
+    project.write("reference/prices.csv", &prices("2"));
+    rate("b.ndjson", &[kwh("d", "m1", "2026-09-01T12:00:00Z", "0")]);
+    assert_eq!(owed("true_up"), ["2026-07-01T00:00:00Z,900", "2026-08-01T00:00:00Z,800"]);
+    assert_eq!(owed("vat"), ["2026-06-01T00:00:00Z,20", "2026-07-01T00:00:00Z,20"]);
+    // Re-rating one day takes along the months that read it.
+    ok(&["rate", "-C", project.text(), "--re-rate", "--from", "2026-06-10", "--to", "2026-06-11"]);
+    assert_eq!(owed("energy"), ["2026-06-10T00:00:00Z,200", "2026-07-10T00:00:00Z,100"]);
+    assert_eq!(owed("vat"), ["2026-06-01T00:00:00Z,40", "2026-07-01T00:00:00Z,20"]);
+    assert_eq!(owed("true_up"), ["2026-07-01T00:00:00Z,800", "2026-08-01T00:00:00Z,700"]);
+    // Late usage of July is charged at July's price, and its readers follow.
+    rate("c.ndjson", &[kwh("e", "m1", "2026-07-10T01:00:00Z", "50")]);
+    assert_eq!(owed("energy"), ["2026-06-10T00:00:00Z,200", "2026-07-10T00:00:00Z,150"]);
+    assert_eq!(owed("vat"), ["2026-06-01T00:00:00Z,40", "2026-07-01T00:00:00Z,30"]);
+    assert_eq!(owed("true_up"), ["2026-07-01T00:00:00Z,800", "2026-08-01T00:00:00Z,650"]);
+}

@@ -7,7 +7,7 @@ use arrow::compute::{concat_batches, filter_record_batch};
 use arrow::datatypes::TimestampMicrosecondType;
 use ratemill_rules::RuleWindow;
 use ratemill_schemas::files::{self, FileClaim};
-use ratemill_schemas::{EventHasher, EventKey, UsageSchema, Window};
+use ratemill_schemas::{EventHasher, EventKey, UsageSchema};
 
 use super::manifest::Manifest;
 use super::run::EpochError;

@@ -224,7 +224,45 @@ pub(super) fn due(state: &EngineState, project: &RuleProject, clock: i64, finali
             stale_periods(state, rule, &project.reference, from, to)?.into_iter().for_each(|stale| task(stale, "re-rate"));
         }
     }
+    if let Finalize::Range { re_rate: true, .. } = finalize {
+        add_readers(state, project, &mut tasks)?;
+    }
     Ok(tasks)
+}
+
+/// Adds the published windows that read re-rated ones: of other rules those around or, where they look back, after them, and
+/// the later ones of a rule that looks back itself.
+fn add_readers(state: &EngineState, project: &RuleProject, tasks: &mut Vec<WindowTask>) -> Result<(), WindowError> {
+    loop {
+        let before = tasks.len();
+        for rule in &project.rules {
+            let reads = |name: &str| {
+                rule.upstream.iter().chain(&rule.earlier).any(|read| read == name) || (rule.reach == Reach::Onward && rule.name == name)
+            };
+            let changed: Vec<Window> =
+                tasks.iter().filter(|task| task.cause == "re-rate" && reads(&task.rule)).map(|task| task.window.window).collect();
+            let ends = state.finalized.iter().filter(|range| range.rule == rule.name && range.published).map(|range| range.end);
+            let (Some(from), Some(to)) = (changed.iter().map(|window| window.start).min(), ends.max()) else { continue };
+            for rated in rule.rated_between(&project.reference, from, to)? {
+                let around = |window: &Window| rated.window.start <= window.start && window.end <= rated.window.end;
+                let after = |window: &Window| rule.reach == Reach::Onward && window.start <= rated.window.start;
+                let is_read = changed.iter().any(|window| around(window) || after(window));
+                let is_known = tasks.iter().any(|task| task.rule == rule.name && task.window == rated);
+                if is_read && !is_known && state.finalized(&rule.name, &rated).is_some_and(|range| range.published) {
+                    tasks.push(WindowTask {
+                        rule: rule.name.clone(),
+                        rule_version: rule.version.clone(),
+                        reference_version: project.reference.version().to_owned(),
+                        window: rated,
+                        cause: "re-rate".to_owned(),
+                    });
+                }
+            }
+        }
+        if tasks.len() == before {
+            return Ok(());
+        }
+    }
 }
 
 /// Published billing periods that their contract does not have any more: re-rating takes their charges back.

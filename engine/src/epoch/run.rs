@@ -1,32 +1,28 @@
 //! Running an epoch, and finishing one that a crash interrupted.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use arrow::array::{AsArray, RecordBatch};
-use arrow::compute::concat_batches;
-use datafusion::common::ScalarValue;
 use datafusion::execution::runtime_env::RuntimeEnv;
-use datafusion::prelude::{col, lit};
 use ratemill_rules::functions::FUNCTIONS_VERSION;
-use ratemill_rules::session::{SessionLimits, runtime, session};
-use ratemill_rules::{Evaluator, RateError, Rule, RuleProject, RuleWindow, WindowCharges};
+use ratemill_rules::session::{SessionLimits, runtime};
+use ratemill_rules::{RateError, Rule, RuleProject, RuleWindow};
 use ratemill_schemas::files;
 use ratemill_schemas::invoicing::InvoicingCalendar;
 use ratemill_schemas::windows::WindowError;
-use ratemill_schemas::{EventHasher, EventKey, UsageSchema, Window, charges, rejected, time};
+use ratemill_schemas::{EventHasher, EventKey, UsageSchema, charges, rejected, time};
 
-use super::books::{check_books, claims_batch, frame_keys, merge_days, of_contract, rows_of};
+use super::books::{check_books, claims_batch, frame_keys, merge_days};
 use super::due::{self, Finalize};
-use super::manifest::{Completion, Manifest, WindowTask, completion_name, encode, manifest_name, read};
-use super::state::{EngineState, Finalized, TableVersions};
+use super::manifest::{Completion, Manifest, completion_name, encode, manifest_name, read};
+use super::state::{EngineState, TableVersions};
 use crate::capture::CaptureProgress;
 use crate::dedup::DedupIndex;
 use crate::lake::owner::Ownership;
 use crate::lake::{Lake, LakeError, LakeTable, TableSpec};
-use crate::ledger::{self, Posting};
 use crate::log::{self, Frame, LogError};
 
 /// Name of the application transactions of epochs.
@@ -463,152 +459,6 @@ impl Epochs {
         #[allow(clippy::cast_precision_loss)]
         metrics::gauge!("ratemill_last_epoch_timestamp_seconds").set((completion.completed_at / 1_000_000) as f64);
         Ok(())
-    }
-
-    /// Evaluates the manifest's windows and returns the rows that the ledger needs.
-    async fn rate(
-        &mut self,
-        manifest: &Manifest,
-        state: &mut EngineState,
-        failures: &mut Vec<String>,
-    ) -> Result<Vec<RecordBatch>, EpochError> {
-        let mut groups: BTreeMap<(&str, &str, &str), Vec<&WindowTask>> = BTreeMap::new();
-        for task in &manifest.tasks {
-            groups.entry((&task.rule, &task.rule_version, &task.reference_version)).or_default().push(task);
-        }
-        let mut postings = Vec::new();
-        for ((rule, rule_version, reference_version), tasks) in groups {
-            let project = match self.version(rule, rule_version, reference_version).await {
-                Ok(project) => project,
-                Err(error @ EpochError::Version { .. }) => {
-                    self.note_failure(&error, rule, &tasks, state, failures);
-                    continue;
-                }
-                Err(error) => return Err(error),
-            };
-            let rule = project.rule(rule, rule_version).ok_or_else(|| EpochError::Version {
-                rule: rule.to_owned(),
-                version: rule_version.to_owned(),
-                message: "is not what its name in the lake says".to_owned(),
-            })?;
-            let evaluator = self.evaluator(Arc::clone(&project))?;
-            let windows: Vec<Window> =
-                tasks.iter().map(|task| task.window.window).collect::<BTreeSet<Window>>().into_iter().collect();
-            let results: HashMap<Window, RecordBatch> = match evaluator.evaluate(rule, &windows).await {
-                Ok(results) => results.into_iter().map(|result| (result.window, result.charges)).collect(),
-                // One rule's mistake stands in no other's way.
-                Err(error) => {
-                    self.note_failure(&error, &rule.name, &tasks, state, failures);
-                    continue;
-                }
-            };
-            let published = self.published(&rule.name, &windows).await?;
-            for task in tasks {
-                let failed = |source| EpochError::Arrow { epoch: manifest.epoch, source };
-                let Some(charges) = results.get(&task.window.window) else { continue };
-                let charges = of_contract(charges, &task.window).map_err(failed)?;
-                let before = rows_of(&published, &task.window).map_err(failed)?;
-                let known = state.finalized(&task.rule, &task.window).is_some_and(|range| range.published);
-                let had_usage = state.open.iter().any(|open| open.rule == task.rule && open.window == task.window);
-                let posting = self.posting(manifest, task, known)?;
-                let rows = ledger::post(&before, &charges, &posting).map_err(failed)?;
-                if due::is_current(&project.reference, &task.window)? {
-                    state.finalize(Finalized::window(task, known || had_usage || charges.num_rows() > 0));
-                } else {
-                    // The contract has no such period any more, and its charges are taken back.
-                    state.reopen(&task.rule, &task.window);
-                }
-                postings.extend(rows);
-            }
-        }
-        Ok(postings)
-    }
-
-    /// The windows of a rule that failed stay as they were, and late ones are tried again.
-    fn note_failure(
-        &mut self,
-        error: &dyn std::error::Error,
-        rule: &str,
-        tasks: &[&WindowTask],
-        state: &mut EngineState,
-        failures: &mut Vec<String>,
-    ) {
-        tracing::error!(%error, "a rule failed; its windows stay open until it is mended");
-        metrics::counter!("ratemill_rule_failures_total", "rule" => rule.to_owned()).increment(1);
-        failures.push(error.to_string());
-        for task in tasks {
-            self.failed.insert((task.rule.clone(), task.window.clone()));
-            if task.cause == "late usage" {
-                state.pending.push((*task).clone());
-            }
-        }
-    }
-
-    fn posting(&self, manifest: &Manifest, task: &WindowTask, published_before: bool) -> Result<Posting, EpochError> {
-        let billing_period = self.calendar.billing_period(task.window.window)?;
-        Ok(Posting {
-            rule: task.rule.clone(),
-            rule_version: task.rule_version.clone(),
-            reference_version: task.reference_version.clone(),
-            window: task.window.window,
-            posting_period: billing_period.clone(),
-            billing_period,
-            epoch: manifest.epoch,
-            rated_at: manifest.clock,
-            usage_version: i64::try_from(self.tables.usage.version()).unwrap_or(i64::MAX),
-            cause: task.cause.clone(),
-            published_before,
-        })
-    }
-
-    /// What the open windows would be charged now; nothing is written.
-    ///
-    /// # Errors
-    /// [`EpochError`].
-    pub async fn provisional(&self) -> Result<Vec<(String, WindowCharges)>, EpochError> {
-        let evaluator = self.evaluator(Arc::clone(&self.project))?;
-        let mut results = Vec::new();
-        for rule in self.project.rules.iter().filter(|rule| rule.options.provisional) {
-            let open: Vec<&RuleWindow> = self
-                .state
-                .open
-                .iter()
-                .filter(|open| open.rule == rule.name && rule.in_force_at(open.window.window.start))
-                .map(|open| &open.window)
-                .collect();
-            let windows: Vec<Window> = open.iter().map(|rated| rated.window).collect::<BTreeSet<_>>().into_iter().collect();
-            let evaluated = evaluator.evaluate(rule, &windows).await?;
-            for rated in open {
-                for result in evaluated.iter().filter(|result| result.window == rated.window) {
-                    let charges = of_contract(&result.charges, rated).map_err(|source| EpochError::Arrow { epoch: self.last, source })?;
-                    results.push((rule.name.clone(), WindowCharges { window: rated.window, charges }));
-                }
-            }
-        }
-        Ok(results)
-    }
-
-    fn evaluator(&self, project: Arc<RuleProject>) -> Result<Evaluator, EpochError> {
-        Ok(Evaluator::new(Arc::clone(&self.runtime), self.limits.clone(), project, self.tables.usage.provider()?))
-    }
-
-    /// All ledger rows of a rule in the range of these windows.
-    async fn published(&self, rule: &str, windows: &[Window]) -> Result<RecordBatch, EpochError> {
-        let schema = self.tables.charges.schema()?;
-        let (Some(first), Some(last)) = (windows.iter().map(|w| w.start).min(), windows.iter().map(|w| w.start).max()) else {
-            return Ok(RecordBatch::new_empty(schema));
-        };
-        let instant = |micros| lit(ScalarValue::TimestampMicrosecond(Some(micros), Some("UTC".into())));
-        let context = session(Arc::clone(&self.runtime), &self.limits);
-        let batches = context
-            .read_table(self.tables.charges.provider()?)?
-            .filter(col("rule").eq(lit(rule)).and(col("window_start").gt_eq(instant(first))).and(col("window_start").lt_eq(instant(last))))?
-            .collect()
-            .await?;
-        match batches.first() {
-            Some(batch) => concat_batches(&batch.schema(), &batches).map_err(|source| EpochError::Arrow { epoch: self.last, source }),
-            None => Ok(RecordBatch::new_empty(schema)),
-        }
     }
 
     /// Gives the lake up.

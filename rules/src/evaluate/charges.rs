@@ -42,6 +42,11 @@ impl Evaluator {
     /// The charges of a rule for its windows wholly inside these ranges.
     async fn charges_in(&self, reader: &Rule, name: &str, ranges: &[Window], schema: &SchemaRef) -> Result<RecordBatch, RateError> {
         let mut batches = Vec::new();
+        let published = self.published.get(name).filter(|_| reader.name != name);
+        let inside = |window: &Window| ranges.iter().any(|range| range.start <= window.start && window.end <= range.end);
+        for (window, charges) in published.into_iter().flatten().filter(|(window, charges)| inside(window) && charges.num_rows() > 0) {
+            batches.push(with_window(charges, *window, schema)?);
+        }
         let own = [reader];
         let versions: Vec<&Rule> = if reader.name == name && !self.project.rules.iter().any(|rule| rule.version == reader.version) {
             own.to_vec()
@@ -53,7 +58,12 @@ impl Evaluator {
             let mut windows = Vec::new();
             for range in ranges {
                 let inside = version.windows_between(&self.project.reference, range.start, range.end).map_err(outside)?;
-                windows.extend(inside.into_iter().filter(|window| range.start <= window.start && window.end <= range.end));
+                let is_published = |window: &Window| published.is_some_and(|published| published.contains_key(window));
+                windows.extend(
+                    inside
+                        .into_iter()
+                        .filter(|window| range.start <= window.start && window.end <= range.end && !is_published(window)),
+                );
             }
             let missing: Vec<Window> = {
                 let known = self.evaluated.lock().unwrap_or_else(std::sync::PoisonError::into_inner);

@@ -1,0 +1,312 @@
+//! Rating the windows of a manifest: upstream rules first, each window once, differences to what is published.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
+
+use arrow::array::{AsArray, RecordBatch};
+use arrow::compute::concat_batches;
+use arrow::datatypes::TimestampMicrosecondType;
+use datafusion::common::ScalarValue;
+use datafusion::prelude::{col, lit};
+use ratemill_rules::session::session;
+use ratemill_rules::{Evaluator, Rule, RuleProject, RuleWindow, WindowCharges};
+use ratemill_schemas::Window;
+
+use super::books::{of_contract, rows_of};
+use super::due;
+use super::manifest::{Manifest, WindowTask};
+use super::run::{EpochError, Epochs};
+use super::state::{EngineState, Finalized};
+use crate::ledger::{self, Posting};
+
+/// Charges that this epoch evaluated, by rule and window.
+type Evaluated = HashMap<String, BTreeMap<RuleWindow, RecordBatch>>;
+
+impl Epochs {
+    /// Evaluates the manifest's windows and returns the rows that the ledger needs.
+    pub(super) async fn rate(
+        &mut self,
+        manifest: &Manifest,
+        state: &mut EngineState,
+        failures: &mut Vec<String>,
+    ) -> Result<Vec<RecordBatch>, EpochError> {
+        let arrow = |source| EpochError::Arrow { epoch: manifest.epoch, source };
+        let mut groups: BTreeMap<(usize, &str, &str, &str), Vec<&WindowTask>> = BTreeMap::new();
+        for task in &manifest.tasks {
+            let depth = depth(&self.project, &task.rule);
+            groups.entry((depth, &task.rule, &task.rule_version, &task.reference_version)).or_default().push(task);
+        }
+        let mut postings = Vec::new();
+        let mut evaluated = Evaluated::new();
+        let mut failed: HashSet<String> = HashSet::new();
+        for ((_, name, rule_version, reference_version), tasks) in groups {
+            let project = match self.version(name, rule_version, reference_version).await {
+                Ok(project) => project,
+                Err(error @ EpochError::Version { .. }) => {
+                    failed.insert(name.to_owned());
+                    self.note_failure(&error, name, &tasks, state, failures);
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
+            let wrong = |message: String| EpochError::Version { rule: name.to_owned(), version: rule_version.to_owned(), message };
+            let rule = project.rule(name, rule_version).ok_or_else(|| wrong("is not what its name in the lake says".to_owned()))?;
+            let read = closure(&project, rule);
+            if let Some(upstream) = read.iter().find(|upstream| *upstream != name && failed.contains(*upstream)) {
+                failed.insert(name.to_owned());
+                self.note_failure(&wrong(format!("rule `{upstream}`, which it reads, failed")), name, &tasks, state, failures);
+                continue;
+            }
+            let windows: Vec<Window> = tasks.iter().map(|task| task.window.window).collect::<BTreeSet<Window>>().into_iter().collect();
+            let evaluator = self.evaluator(Arc::clone(&project), &read, &windows, state, &evaluated).await?;
+            let results: HashMap<Window, RecordBatch> = match evaluator.evaluate(rule, &windows).await {
+                Ok(results) => results.into_iter().map(|result| (result.window, result.charges)).collect(),
+                // One rule's mistake stands in no other's way.
+                Err(error) => {
+                    failed.insert(name.to_owned());
+                    self.note_failure(&error, name, &tasks, state, failures);
+                    continue;
+                }
+            };
+            let published = self.published(name, &windows).await?;
+            for task in tasks {
+                let Some(charges) = results.get(&task.window.window) else { continue };
+                let charges = of_contract(charges, &task.window).map_err(arrow)?;
+                let before = rows_of(&published, &task.window).map_err(arrow)?;
+                let known = state.finalized(&task.rule, &task.window).is_some_and(|range| range.published);
+                let had_usage = state.open.iter().any(|open| open.rule == task.rule && open.window == task.window);
+                let posting = self.posting(manifest, task, known)?;
+                let rows = ledger::post(&before, &charges, &posting).map_err(arrow)?;
+                if due::is_current(&project.reference, &task.window)? {
+                    state.finalize(Finalized::window(task, known || had_usage || charges.num_rows() > 0));
+                } else {
+                    // The contract has no such period any more, and its charges are taken back.
+                    state.reopen(&task.rule, &task.window);
+                }
+                evaluated.entry(name.to_owned()).or_default().insert(task.window.clone(), charges);
+                postings.extend(rows);
+            }
+        }
+        Ok(postings)
+    }
+
+    /// The windows of a rule that failed stay as they were, and late ones are tried again.
+    fn note_failure(
+        &mut self,
+        error: &dyn std::error::Error,
+        rule: &str,
+        tasks: &[&WindowTask],
+        state: &mut EngineState,
+        failures: &mut Vec<String>,
+    ) {
+        tracing::error!(%error, "a rule failed; its windows stay open until it is mended");
+        metrics::counter!("ratemill_rule_failures_total", "rule" => rule.to_owned()).increment(1);
+        failures.push(error.to_string());
+        for task in tasks {
+            self.failed.insert((task.rule.clone(), task.window.clone()));
+            if task.cause == "late usage" {
+                state.pending.push((*task).clone());
+            }
+        }
+    }
+
+    fn posting(&self, manifest: &Manifest, task: &WindowTask, published_before: bool) -> Result<Posting, EpochError> {
+        let billing_period = self.calendar.billing_period(task.window.window)?;
+        Ok(Posting {
+            rule: task.rule.clone(),
+            rule_version: task.rule_version.clone(),
+            reference_version: task.reference_version.clone(),
+            window: task.window.window,
+            posting_period: billing_period.clone(),
+            billing_period,
+            epoch: manifest.epoch,
+            rated_at: manifest.clock,
+            usage_version: i64::try_from(self.tables.usage.version()).unwrap_or(i64::MAX),
+            cause: task.cause.clone(),
+            published_before,
+        })
+    }
+
+    /// What the open windows would be charged now; nothing is written.
+    ///
+    /// # Errors
+    /// [`EpochError`].
+    pub async fn provisional(&self) -> Result<Vec<(String, WindowCharges)>, EpochError> {
+        let mut results = Vec::new();
+        for rule in self.project.rules.iter().filter(|rule| rule.options.provisional) {
+            let open: Vec<&RuleWindow> = self
+                .state
+                .open
+                .iter()
+                .filter(|open| open.rule == rule.name && rule.in_force_at(open.window.window.start))
+                .map(|open| &open.window)
+                .collect();
+            let windows: Vec<Window> = open.iter().map(|rated| rated.window).collect::<BTreeSet<_>>().into_iter().collect();
+            let read = closure(&self.project, rule);
+            let evaluator = self.evaluator(Arc::clone(&self.project), &read, &windows, &self.state, &Evaluated::new()).await?;
+            let evaluated = evaluator.evaluate(rule, &windows).await?;
+            for rated in open {
+                for result in evaluated.iter().filter(|result| result.window == rated.window) {
+                    let charges = of_contract(&result.charges, rated).map_err(|source| EpochError::Arrow { epoch: self.last, source })?;
+                    results.push((rule.name.clone(), WindowCharges { window: rated.window, charges }));
+                }
+            }
+        }
+        Ok(results)
+    }
+
+    /// An evaluator that takes the charges of the rules that are read as they are published, or as this epoch has just
+    /// evaluated them; only what is not published is evaluated for the reader.
+    async fn evaluator(
+        &self,
+        project: Arc<RuleProject>,
+        read: &BTreeSet<String>,
+        windows: &[Window],
+        state: &EngineState,
+        evaluated: &Evaluated,
+    ) -> Result<Evaluator, EpochError> {
+        let arrow = |source| EpochError::Arrow { epoch: self.last, source };
+        let mut evaluator =
+            Evaluator::new(Arc::clone(&self.runtime), self.limits.clone(), Arc::clone(&project), self.tables.usage.provider()?);
+        let (Some(first), Some(last)) = (windows.iter().map(|w| w.start).min(), windows.iter().map(|w| w.end).max()) else {
+            return Ok(evaluator);
+        };
+        for name in read {
+            // What a reader of earlier windows needs may lie far back.
+            let looks_back = project.rules.iter().any(|rule| rule.earlier.contains(name));
+            let span = Window { start: if looks_back { i64::MIN } else { first }, end: last };
+            let standing = self.standing(&project, name, span, state).await?;
+            let fresh = evaluated.get(name);
+            let mut charges = Vec::new();
+            for (window, contracts) in standing {
+                let mut parts = Vec::new();
+                for (rated, ledger) in contracts {
+                    parts.push(match fresh.and_then(|fresh| fresh.get(&rated)) {
+                        Some(fresh) => fresh.clone(),
+                        None => ledger,
+                    });
+                }
+                charges.push(WindowCharges { window, charges: union(&parts).map_err(arrow)? });
+            }
+            evaluator = evaluator.with_published(name, charges);
+        }
+        Ok(evaluator)
+    }
+
+    /// The charges in force of a rule's published windows inside `span`; windows of billing periods only where every
+    /// contract's is published.
+    async fn standing(
+        &self,
+        project: &RuleProject,
+        name: &str,
+        span: Window,
+        state: &EngineState,
+    ) -> Result<BTreeMap<Window, Vec<(RuleWindow, RecordBatch)>>, EpochError> {
+        let arrow = |source| EpochError::Arrow { epoch: self.last, source };
+        let mut windows: BTreeMap<Window, Vec<RuleWindow>> = BTreeMap::new();
+        let published = state.finalized.iter().filter(|range| range.rule == name && range.published);
+        let Some(from) = published.clone().map(|range| range.start).min() else { return Ok(BTreeMap::new()) };
+        let mut versions: Vec<&Rule> = project.rules.iter().filter(|rule| rule.name == name).collect();
+        versions.extend(self.project.rules.iter().filter(|rule| rule.name == name));
+        let mut whole: BTreeMap<Window, bool> = BTreeMap::new();
+        for version in versions {
+            for rated in version.rated_between(&project.reference, from.max(span.start), span.end)? {
+                let inside = span.start <= rated.window.start && rated.window.end <= span.end;
+                let is_published = state.finalized(name, &rated).is_some_and(|range| range.published);
+                let all = whole.entry(rated.window).or_insert(true);
+                *all &= inside && is_published;
+                let known = windows.entry(rated.window).or_default();
+                if !known.contains(&rated) {
+                    known.push(rated);
+                }
+            }
+        }
+        windows.retain(|window, _| whole.get(window) == Some(&true));
+        let bounds: Vec<Window> = windows.keys().copied().collect();
+        let ledger = self.published(name, &bounds).await?;
+        let in_force = ledger::in_force_only(&ledger).map_err(arrow)?;
+        let mut rows: HashMap<Window, Vec<u32>> = HashMap::new();
+        if let (Some(starts), Some(ends)) = (in_force.column_by_name("window_start"), in_force.column_by_name("window_end")) {
+            let (starts, ends) =
+                (starts.as_primitive::<TimestampMicrosecondType>(), ends.as_primitive::<TimestampMicrosecondType>());
+            for (row, (start, end)) in (0_u32..).zip(starts.values().iter().zip(ends.values())) {
+                rows.entry(Window { start: *start, end: *end }).or_default().push(row);
+            }
+        }
+        let mut standing = BTreeMap::new();
+        for (window, contracts) in windows {
+            let rows = arrow::array::UInt32Array::from(rows.remove(&window).unwrap_or_default());
+            let charges = arrow::compute::take_record_batch(&in_force, &rows).map_err(arrow)?;
+            let mut of_window = Vec::new();
+            for rated in contracts {
+                let own = of_contract(&charges, &rated).map_err(arrow)?;
+                of_window.push((rated, own));
+            }
+            standing.insert(window, of_window);
+        }
+        Ok(standing)
+    }
+
+    /// All ledger rows of a rule in the range of these windows.
+    async fn published(&self, rule: &str, windows: &[Window]) -> Result<RecordBatch, EpochError> {
+        let schema = self.tables.charges.schema()?;
+        let (Some(first), Some(last)) = (windows.iter().map(|w| w.start).min(), windows.iter().map(|w| w.start).max()) else {
+            return Ok(RecordBatch::new_empty(schema));
+        };
+        let instant = |micros| lit(ScalarValue::TimestampMicrosecond(Some(micros), Some("UTC".into())));
+        let context = session(Arc::clone(&self.runtime), &self.limits);
+        let batches = context
+            .read_table(self.tables.charges.provider()?)?
+            .filter(col("rule").eq(lit(rule)).and(col("window_start").gt_eq(instant(first))).and(col("window_start").lt_eq(instant(last))))?
+            .collect()
+            .await?;
+        match batches.first() {
+            Some(batch) => concat_batches(&batch.schema(), &batches).map_err(|source| EpochError::Arrow { epoch: self.last, source }),
+            None => Ok(RecordBatch::new_empty(schema)),
+        }
+    }
+}
+
+/// Batches of charges as one; a column that one of them lacks is null there.
+fn union(parts: &[RecordBatch]) -> Result<RecordBatch, arrow::error::ArrowError> {
+    let mut fields: Vec<arrow::datatypes::Field> = Vec::new();
+    for field in parts.iter().flat_map(|part| part.schema().fields().iter().cloned().collect::<Vec<_>>()) {
+        if !fields.iter().any(|known| known.name() == field.name()) {
+            fields.push(field.as_ref().clone().with_nullable(true));
+        }
+    }
+    let schema = Arc::new(arrow::datatypes::Schema::new(fields));
+    let conformed: Vec<RecordBatch> = parts
+        .iter()
+        .map(|part| {
+            let columns = schema
+                .fields()
+                .iter()
+                .map(|field| match part.column_by_name(field.name()) {
+                    Some(column) => arrow::compute::cast(column, field.data_type()),
+                    None => Ok(arrow::array::new_null_array(field.data_type(), part.num_rows())),
+                })
+                .collect::<Result<_, _>>()?;
+            RecordBatch::try_new(Arc::clone(&schema), columns)
+        })
+        .collect::<Result<_, _>>()?;
+    concat_batches(&schema, &conformed)
+}
+
+/// Every rule whose charges `rule` reads, itself or through others.
+fn closure(project: &RuleProject, rule: &Rule) -> BTreeSet<String> {
+    let mut read = BTreeSet::new();
+    let mut next: Vec<&String> = rule.upstream.iter().chain(&rule.earlier).collect();
+    while let Some(name) = next.pop() {
+        if read.insert(name.clone()) {
+            next.extend(project.rules.iter().filter(|other| other.name == *name).flat_map(|other| other.upstream.iter().chain(&other.earlier)));
+        }
+    }
+    read
+}
+
+/// How many rules lie before a rule: what it reads is rated before it.
+fn depth(project: &RuleProject, name: &str) -> usize {
+    let versions = project.rules.iter().filter(|rule| rule.name == name);
+    versions.map(|rule| closure(project, rule).iter().filter(|read| *read != name).count()).max().unwrap_or(0)
+}
