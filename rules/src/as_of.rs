@@ -1,18 +1,24 @@
 //! Rewrites on the syntax tree: as-of joins become predicates, negation becomes checked, and syntax that the planner
 //! would silently ignore is refused.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 
-use ratemill_schemas::Rounding;
+use arrow::datatypes::SchemaRef;
 use sqlparser::ast::{
-    BinaryOperator, CeilFloorKind, DuplicateTreatment, Expr, Function, FunctionArg, FunctionArgExpr, FunctionArgumentList, FunctionArguments, Ident, Join, JoinConstraint, JoinOperator, LimitClause, ObjectName, Query, Select, SelectItem, SetExpr, Spanned,
-    TableFactor, TableVersion, TableWithJoins, UnaryOperator, Value, VisitMut, VisitorMut, With,
+    BinaryOperator, Expr, Ident, Join, JoinConstraint, JoinOperator, LimitClause, Query, Select, SelectItem, SetExpr, Spanned, TableFactor,
+    TableVersion, TableWithJoins, Value, VisitMut, VisitorMut, With,
 };
 
-use crate::diagnostics::{Diagnostic, Diagnostics, Place};
+use crate::diagnostics::{Diagnostics, Place};
+use crate::plain::Plain;
 use crate::reference::ReferenceData;
 use crate::rule::RuleOptions;
+use crate::source::Source;
+use crate::tree::{
+    constraint_of, ctes_in, earlier_name, equates, is_column, mentions_table, relations, single_name, table_and_alias, tables_in,
+    usage_aliases,
+};
 
 /// A query that finds usage rows that match several reference rows.
 #[derive(Debug, Clone)]
@@ -37,20 +43,20 @@ pub(crate) fn rewrite(
     reference: &ReferenceData,
     rules: &BTreeSet<String>,
     options: &RuleOptions,
-    file: &str,
-    text: &str,
+    source: &Source,
     diagnostics: &mut Diagnostics,
 ) -> Rewritten {
     let with = query.with.clone();
+    let ctes = ctes_in(query).into_iter().map(|(name, query)| (name, tables_in(&query))).collect();
     let mut rewriter = Rewriter {
         reference,
         rules,
-        rounding: options.rounding,
-        file,
-        text,
+        source,
         diagnostics,
         found: Rewritten::default(),
         with,
+        ctes,
+        plain: Plain { rounding: options.rounding },
         subqueries: 0,
         fan_out_allowed: options.fan_out_allowed,
     };
@@ -62,13 +68,14 @@ struct Rewriter<'a> {
     reference: &'a ReferenceData,
     /// Names of rules, which can be read like tables.
     rules: &'a BTreeSet<String>,
-    rounding: Option<Rounding>,
-    file: &'a str,
-    text: &'a str,
+    source: &'a Source,
     diagnostics: &'a mut Diagnostics,
     found: Rewritten,
     /// The CTEs of the whole query, which checks need, too.
     with: Option<With>,
+    /// The tables that each CTE names.
+    ctes: BTreeMap<String, BTreeSet<String>>,
+    plain: Plain,
     /// How many EXISTS, IN or scalar subqueries are around.
     subqueries: usize,
     fan_out_allowed: bool,
@@ -83,8 +90,25 @@ enum Validity {
 }
 
 impl Rewriter<'_> {
-    fn error(&mut self, code: &'static str, place: Option<Place>, message: impl Into<String>) {
-        self.diagnostics.push(Diagnostic::error(code, self.file, self.text, place, message));
+    fn error(&mut self, code: &'static str, place: Option<Place>, message: impl Into<String>, help: &str) {
+        self.diagnostics.push(self.source.error(code, place, message).help(help));
+    }
+
+    fn warn(&mut self, code: &'static str, place: Option<Place>, message: impl Into<String>, help: &str) {
+        self.diagnostics.push(self.source.error(code, place, message).help(help).warning());
+    }
+
+    /// The name of a table, where it stands.
+    fn place_of(&self, factor: &TableFactor) -> Option<Place> {
+        match factor {
+            TableFactor::Table { name, .. } => self.source.of_span(name.span()),
+            TableFactor::Derived { .. } => {
+                let inner = self.source.of_span(factor.span())?;
+                let (token, open) = self.source.token_before(inner.line, inner.column)?;
+                Some(if *token == sqlparser::tokenizer::Token::LParen { self.source.with_parentheses(open) } else { inner })
+            }
+            other => self.source.of_span(other.span()),
+        }
     }
 
     /// Takes the versions off one FROM item; returns how each joined table is restricted in time.
@@ -93,18 +117,20 @@ impl Rewriter<'_> {
             .joins
             .iter()
             .all(|join| matches!(join.join_operator, JoinOperator::Join(_) | JoinOperator::Inner(_) | JoinOperator::CrossJoin(_)));
-        let place = Place::of(item.relation.span());
+        let place = self.place_of(&item.relation);
         let (predicate, _) = self.factor(&mut item.relation, selection.as_ref());
         if let Some(predicate) = predicate {
             if inner_only {
                 and(selection, predicate);
             } else {
-                self.error("as-of", place, "FOR SYSTEM_TIME AS OF on the first table of an outer join would drop rows; begin with the other table, or write the times into ON");
+                let help = "begin with the other table, or write the times into ON";
+                self.error("as-of-outer", place, "FOR SYSTEM_TIME AS OF on the first table of an outer join would drop rows", help);
             }
         }
         let mut validities = Vec::new();
         for join in &mut item.joins {
-            let on = constraint_of(join);
+            let on = constraint_of(join).cloned();
+            let place = self.place_of(&join.relation);
             let conditions = match (on, selection.as_ref()) {
                 (Some(on), Some(selection)) => Some(conjunction(on, selection.clone())),
                 (on, selection) => on.or_else(|| selection.cloned()),
@@ -123,10 +149,21 @@ impl Rewriter<'_> {
                 | JoinOperator::LeftAnti(constraint) => match constraint {
                     JoinConstraint::On(on) => *on = conjunction(on.clone(), predicate),
                     JoinConstraint::None => *constraint = JoinConstraint::On(predicate),
-                    _ => self.error("as-of", None, "FOR SYSTEM_TIME AS OF needs a join with ON"),
+                    _ => {
+                        let using = self.source.words(place, &["USING"]).map(|using| self.source.with_parentheses(using));
+                        self.error(
+                            "as-of-using",
+                            using.or(place),
+                            "FOR SYSTEM_TIME AS OF needs a join with ON",
+                            "write ON c.subject = u.subject",
+                        );
+                    }
                 },
                 JoinOperator::CrossJoin(_) => join.join_operator = JoinOperator::Inner(JoinConstraint::On(predicate)),
-                _ => self.error("as-of", None, "FOR SYSTEM_TIME AS OF is for inner, left, semi and anti joins"),
+                _ => {
+                    let help = "write JOIN or LEFT JOIN, or the times into ON";
+                    self.error("as-of-outer", place, "FOR SYSTEM_TIME AS OF is for inner, left, semi and anti joins", help);
+                }
             }
         }
         validities
@@ -135,187 +172,261 @@ impl Rewriter<'_> {
     /// Takes the version off a table and returns the predicate that it stands for; `conditions` are those that restrict
     /// the table already.
     fn factor(&mut self, factor: &mut TableFactor, conditions: Option<&Expr>) -> (Option<Expr>, Validity) {
-        let place = Place::of(factor.span());
+        let place = self.place_of(factor);
+        let alias_place = self.source.of_span(factor.span());
         let TableFactor::Table { name, alias, version, .. } = factor else { return (None, Validity::None) };
         let Some(table) = single_name(name) else { return (None, Validity::None) };
         let alias = alias.as_ref().map_or_else(|| Ident::new(table.clone()), |alias| alias.name.clone());
-        let has_validity = self.reference.table(&table).is_some_and(|table| table.has_validity());
-        match version.take() {
-            None if !has_validity => (None, Validity::None),
-            None => {
-                let named = |column: &str| conditions.is_some_and(|expr| mentions(expr, &alias, column));
-                if !named("valid_from") || !named("valid_to") {
-                    let message = format!("`{table}` has a validity, but the join says no time");
-                    let help = format!(
-                        "write `{table} FOR SYSTEM_TIME AS OF u.time AS {alias}`, or a predicate such as {alias}.valid_from < w.window_end AND ({alias}.valid_to IS NULL OR {alias}.valid_to > w.window_start)"
-                    );
-                    self.diagnostics.push(Diagnostic::error("as-of-missing", self.file, self.text, place, message).help(help));
-                }
+        let schema = self.reference.table(&table).filter(|table| table.has_validity()).map(|table| table.schema());
+        match (version.take(), schema) {
+            (None, None) => (None, Validity::None),
+            (None, Some(schema)) => {
+                self.bounded(&table, &alias, &schema, conditions, alias_place);
                 (None, Validity::Predicate)
             }
-            Some(TableVersion::ForSystemTimeAsOf(instant)) if has_validity => {
+            (Some(TableVersion::ForSystemTimeAsOf(instant)), Some(_)) => {
                 if mentions_table(&instant, &alias) {
-                    self.error(
-                        "as-of",
-                        place,
-                        format!("the instant of `{table}` is a column of `{table}` itself; name a time of another table"),
-                    );
+                    let message = format!("the instant of `{table}` is a column of `{table}` itself");
+                    self.error("as-of-own-column", self.source.of(&instant), message, "name a time of another table, such as u.time");
                 }
                 (Some(valid_at(&alias, instant)), Validity::AsOf)
             }
-            Some(TableVersion::ForSystemTimeAsOf(_)) => {
-                self.error("as-of", place, format!("`{table}` has no valid_from and valid_to, so it is the same at every time"));
+            (Some(TableVersion::ForSystemTimeAsOf(_)), None) => {
+                let message = format!("`{table}` has no valid_from and valid_to, so it is the same at every time");
+                self.error("as-of-no-validity", place, message, "take FOR SYSTEM_TIME AS OF out");
                 (None, Validity::None)
             }
-            Some(_) => {
-                self.error("as-of", place, "only FOR SYSTEM_TIME AS OF is read");
+            (Some(_), _) => {
+                self.error("as-of-no-validity", place, "only FOR SYSTEM_TIME AS OF is read", "write FOR SYSTEM_TIME AS OF u.time");
                 (None, Validity::None)
             }
         }
     }
 
-    /// Refuses what the planner would drop without a word.
-    fn refuse_ignored(&mut self, factor: &TableFactor) {
-        let place = Place::of(factor.span());
-        match factor {
-            TableFactor::Table { name, args, with_hints, sample, partitions, index_hints, json_path, with_ordinality, .. } => {
-                if args.is_some() {
-                    self.error("table-function", place, "table functions are not allowed in rules");
-                }
-                if !with_hints.is_empty()
-                    || sample.is_some()
-                    || !partitions.is_empty()
-                    || !index_hints.is_empty()
-                    || json_path.is_some()
-                    || *with_ordinality
-                {
-                    self.error("unsupported", place, "table hints, samples and partitions are not allowed in rules");
-                }
-                if single_name(name).is_none() && earlier_name(name).is_none() {
-                    self.error("table-name", place, "a table is named by one word; charges of earlier windows are earlier.RULE");
-                }
-            }
-            TableFactor::Derived { .. } => {}
-            TableFactor::NestedJoin { .. } => self.error("unsupported", place, "write the joins without parentheses around them"),
-            _ => self.error("unsupported", place, "this kind of FROM item is not allowed in rules"),
+    /// A table with a validity that is joined without AS OF: conditions must bound both ends.
+    fn bounded(&mut self, table: &str, alias: &Ident, schema: &SchemaRef, conditions: Option<&Expr>, place: Option<Place>) {
+        let mut bounds = Bounds::default();
+        if let Some(conditions) = conditions {
+            bounds.find(conditions, alias);
+        }
+        if !bounds.from || !bounds.to {
+            let help = format!(
+                "write `{table} FOR SYSTEM_TIME AS OF u.time AS {alias}`, or a predicate such as {alias}.valid_from < w.window_end AND ({alias}.valid_to IS NULL OR {alias}.valid_to > w.window_start)"
+            );
+            return self.error("as-of-missing", place, format!("`{table}` has a validity, but the join says no time"), &help);
+        }
+        let may_be_open = schema.field_with_name("valid_to").is_ok_and(|field| field.is_nullable());
+        if let Some(comparison) = bounds.open.as_ref().filter(|_| may_be_open && !bounds.is_null) {
+            let message = format!("a row of `{table}` without valid_to never matches");
+            let help = format!("write ({alias}.valid_to IS NULL OR {comparison}), or FOR SYSTEM_TIME AS OF");
+            self.warn("as-of-open-end", self.source.of(comparison), message, &help);
+        } else if let Some(comparison) = &bounds.closed {
+            let message = "valid_to is the first instant after the row: at that instant two rows match";
+            self.warn("as-of-half-open", self.source.of(comparison), message, "write > instead of >=");
         }
     }
 
     /// Sees to it that no usage row is charged several times: joins whose keys make them unique need nothing, others
     /// are checked at run time, and what cannot be checked is refused.
     fn fan_out_checks(&mut self, select: &Select, validities: &[Vec<Validity>]) {
-        let relations: Vec<&TableFactor> = select
-            .from
-            .iter()
-            .flat_map(|item| std::iter::once(&item.relation).chain(item.joins.iter().map(|join| &join.relation)))
-            .collect();
-        let is_single_row = |factor: &TableFactor| matches!(factor, TableFactor::Table { name, .. } if single_name(name).as_deref() == Some("billing_window"));
-        let others = relations.iter().filter(|factor| usage_alias(factor).is_none() && !is_single_row(factor)).count();
-        let usages: Vec<Ident> = relations.iter().filter_map(|factor| usage_alias(factor)).collect();
-        let opaque = relations.iter().any(|factor| match factor {
-            TableFactor::Table { name, .. } => {
-                single_name(name).is_some_and(|name| {
-                    !["usage", "billing_window", "opening"].contains(&name.as_str())
-                        && self.reference.table(&name).is_none()
-                        && !self.rules.contains(&name)
-                })
-            }
-            _ => true,
-        });
-        if self.fan_out_allowed || (usages.is_empty() && !opaque) || usages.len() + others < 2 {
+        let is_single_row = |factor: &TableFactor| table_and_alias(factor).is_some_and(|(table, _)| table == "billing_window");
+        let others: Vec<&TableFactor> = relations(select).filter(|factor| !is_usage(factor) && !is_single_row(factor)).collect();
+        let usages = usage_aliases(select);
+        let reads_usage = !usages.is_empty() || others.iter().any(|factor| self.holds_usage(factor));
+        if self.fan_out_allowed || !reads_usage || usages.len() + others.len() < 2 {
             return;
         }
+        let help = "join usage with reference tables in one SELECT; or, if it is right as it is, say so with fan_out = 'allowed'";
+        let opaque = others.iter().copied().find(|factor| self.is_opaque(factor));
         let [usage] = usages.as_slice() else {
-            let what = if usages.is_empty() { "a subquery or CTE is joined" } else { "usage is joined with itself" };
-            let message = format!("{what}, so that it cannot be checked whether usage is charged several times");
-            let help = "join usage with reference tables in one SELECT; or, if it is right as it is, say so with fan_out = 'allowed'";
-            self.diagnostics.push(Diagnostic::error("fan-out", self.file, self.text, Place::of(select.span()), message).help(help));
-            return;
+            let (what, factor) = match opaque.or_else(|| others.first().copied()) {
+                Some(factor) if usages.is_empty() => ("usage of a subquery is joined", Some(factor)),
+                _ => ("usage is joined with itself", relations(select).filter(|factor| is_usage(factor)).nth(1)),
+            };
+            let message = format!("{what}, so that it cannot be checked whether it is charged several times");
+            return self.error("fan-out", factor.and_then(|factor| self.place_of(factor)), message, help);
         };
-        if opaque || self.subqueries > 0 {
-            let message = "usage is joined with a subquery or inside one, so that it cannot be checked whether it is charged several times";
-            let help = "join usage with reference tables in the outer SELECT; or, if it is right as it is, say so with fan_out = 'allowed'";
-            self.diagnostics.push(Diagnostic::error("fan-out", self.file, self.text, Place::of(select.span()), message).help(help));
-            return;
+        if opaque.is_some() || self.subqueries > 0 {
+            let what = if opaque.is_some() { "with a subquery" } else { "inside one" };
+            let message = format!("usage is joined {what}, so that it cannot be checked whether it is charged several times");
+            let place = opaque.or_else(|| others.first().copied()).and_then(|factor| self.place_of(factor));
+            return self.error("fan-out", place, message, help);
         }
-        let unique = select.from.iter().zip(validities).all(|(item, validities)| {
-            (usage_alias(&item.relation).is_some() || is_single_row(&item.relation))
-                && item
-                    .joins
-                    .iter()
-                    .zip(validities)
-                    .all(|(join, validity)| is_single_row(&join.relation) || self.is_unique(join, *validity))
-        });
-        if !unique {
-            let table = relations.iter().find_map(|factor| match factor {
-                TableFactor::Table { name, .. } => single_name(name).filter(|name| name != "usage" && name != "billing_window"),
-                _ => None,
-            });
+        let mut several: Vec<String> = Vec::new();
+        for (item, validities) in select.from.iter().zip(validities) {
+            if !is_usage(&item.relation) && !is_single_row(&item.relation) {
+                several.extend(table_and_alias(&item.relation).map(|(table, _)| table));
+                self.fan_out_key(&item.relation, select);
+            }
+            for (join, validity) in item.joins.iter().zip(validities) {
+                if !is_single_row(&join.relation) && !is_usage(&join.relation) && !self.is_unique(join, *validity) {
+                    several.extend(table_and_alias(&join.relation).map(|(table, _)| table));
+                    self.fan_out_key(&join.relation, select);
+                }
+            }
+        }
+        if !several.is_empty() {
             let query = Box::new(several_matches(select, usage, self.with.clone()));
-            self.found.fan_out.push(FanOutCheck { query, table: table.unwrap_or_default() });
+            self.found.fan_out.push(FanOutCheck { query, table: several.join("` or `") });
         }
     }
 
-    /// `unique(x)` is `count(DISTINCT x)`; rounding takes the rule's mode where a call names none.
-    fn plain_functions(&self, function: &mut Function) {
-        let Some(name) = single_name(&function.name) else { return };
-        let FunctionArguments::List(list) = &mut function.args else { return };
-        let text = |text: &str| {
-            FunctionArg::Unnamed(FunctionArgExpr::Expr(Expr::Value(Value::SingleQuotedString(text.to_owned()).with_empty_span())))
-        };
-        let number = |text: &str| {
-            FunctionArg::Unnamed(FunctionArgExpr::Expr(Expr::Value(Value::Number(text.to_owned(), false).with_empty_span())))
-        };
-        match (name.as_str(), list.args.len(), self.rounding) {
-            ("unique", 1, _) if list.duplicate_treatment.is_none() => {
-                function.name = ObjectName::from(vec![Ident::with_span(function.name.span(), "count")]);
-                list.duplicate_treatment = Some(DuplicateTreatment::Distinct);
+    /// Says which columns of a key a join with usage leaves open.
+    fn fan_out_key(&mut self, factor: &TableFactor, select: &Select) {
+        let Some((table, alias)) = table_and_alias(factor) else { return };
+        let place = self.source.of_span(factor.span());
+        let message = format!("an event may match several rows of `{table}`, and is then charged several times");
+        let Some(reference) = self.reference.table(&table) else {
+            if self.rules.contains(&table) {
+                self.warn(
+                    "fan-out-key",
+                    place,
+                    message,
+                    "join usage with reference tables, or sum the rule's charges in a rule of its own",
+                );
             }
-            ("ceil" | "floor", 1 | 2, _) => {
-                if list.args.len() == 1 {
-                    list.args.push(number("0"));
-                }
-                list.args.push(text(if name == "ceil" { "ceiling" } else { "floor" }));
-                function.name = ObjectName::from(vec![Ident::with_span(function.name.span(), "round")]);
-            }
-            ("round_money", 2, Some(mode)) | ("round", 2, Some(mode)) => list.args.push(text(mode.name())),
-            ("round", 1, Some(mode)) => list.args.extend([number("0"), text(mode.name())]),
-            _ => {}
+            return;
+        };
+        let conditions: Vec<&Expr> = select.selection.iter().chain(relations_joins(select).filter_map(constraint_of)).collect();
+        let missing: Vec<&str> =
+            reference.key().iter().map(String::as_str).filter(|column| !conditions.iter().any(|on| equates(on, &alias, column))).collect();
+        if reference.key().is_empty() {
+            self.warn("fan-out-key", place, message, &format!("declare the key of {table} in reference/{table}.toml"));
+        } else if !missing.is_empty() {
+            let columns: Vec<String> = missing.iter().map(|column| format!("{alias}.{column} = …")).collect();
+            let help = format!("its key is {}: add {}", reference.key().join(", "), columns.join(" AND "));
+            self.warn("fan-out-key", place, message, &help);
         }
+    }
+
+    /// Whether it is a subquery or a CTE.
+    fn is_opaque(&self, factor: &TableFactor) -> bool {
+        match factor {
+            TableFactor::Table { name, .. } => single_name(name).is_some_and(|name| self.ctes.contains_key(&name)),
+            _ => true,
+        }
+    }
+
+    /// Whether it is a subquery or a CTE that reads usage.
+    fn holds_usage(&self, factor: &TableFactor) -> bool {
+        let mut waiting = match factor {
+            TableFactor::Derived { subquery, .. } => tables_in(subquery),
+            TableFactor::Table { name, .. } => match single_name(name) {
+                Some(name) if self.ctes.contains_key(&name) => BTreeSet::from([name]),
+                _ => return false,
+            },
+            _ => return true,
+        };
+        let mut seen = BTreeSet::new();
+        while let Some(table) = waiting.pop_first() {
+            if table == "usage" {
+                return true;
+            }
+            if let Some(tables) = self.ctes.get(&table).filter(|_| seen.insert(table.clone())) {
+                waiting.extend(tables.iter().cloned());
+            }
+        }
+        false
     }
 
     /// Whether a join meets at most one row of its reference table: its whole key is given, and the time where it has one.
     fn is_unique(&self, join: &Join, validity: Validity) -> bool {
-        let TableFactor::Table { name, alias, .. } = &join.relation else { return false };
-        let Some(table) = single_name(name) else { return false };
+        let Some((table, alias)) = table_and_alias(&join.relation) else { return false };
         let Some(reference) = self.reference.table(&table) else { return false };
-        let alias = alias.as_ref().map_or_else(|| Ident::new(table.clone()), |alias| alias.name.clone());
         validity != Validity::Predicate
             && !reference.key().is_empty()
-            && constraint_of(join).is_some_and(|on| reference.key().iter().all(|column| equates(&on, &alias, column)))
+            && constraint_of(join).is_some_and(|on| reference.key().iter().all(|column| equates(on, &alias, column)))
     }
+}
+
+fn is_usage(factor: &TableFactor) -> bool {
+    table_and_alias(factor).is_some_and(|(table, _)| table == "usage")
+}
+
+fn relations_joins(select: &Select) -> impl Iterator<Item = &Join> {
+    select.from.iter().flat_map(|item| &item.joins)
+}
+
+/// What conditions say of a validity.
+#[derive(Debug, Default)]
+struct Bounds {
+    from: bool,
+    to: bool,
+    /// A row without end is thought of.
+    is_null: bool,
+    /// A comparison that a row without end does not pass.
+    open: Option<Expr>,
+    /// A comparison that counts the end itself.
+    closed: Option<Expr>,
+}
+
+impl Bounds {
+    fn find(&mut self, condition: &Expr, alias: &Ident) {
+        match condition {
+            Expr::Nested(inner) => self.find(inner, alias),
+            Expr::BinaryOp { left, op: BinaryOperator::And | BinaryOperator::Or, right } => {
+                self.find(left, alias);
+                self.find(right, alias);
+            }
+            Expr::BinaryOp { left, op, right } => {
+                self.compare(condition, left, op, right, alias);
+                if let Some(turned) = turned(op) {
+                    self.compare(condition, right, &turned, left, alias);
+                }
+            }
+            Expr::Between { expr, negated: false, low, high } => {
+                self.compare(condition, low, &BinaryOperator::LtEq, expr, alias);
+                self.compare(condition, high, &BinaryOperator::GtEq, expr, alias);
+            }
+            Expr::IsNull(column) if is_column(column, alias, "valid_to") => self.is_null = true,
+            _ => {}
+        }
+    }
+
+    /// `bound op other`, where only the bound is of the table.
+    fn compare(&mut self, condition: &Expr, bound: &Expr, op: &BinaryOperator, other: &Expr, alias: &Ident) {
+        let names = |column: &str| crate::tree::any(bound, |part| is_column(part, alias, column));
+        let of_table = mentions_table(other, alias)
+            || ["valid_from", "valid_to"].iter().any(|column| crate::tree::any(other, |part| is_column(part, alias, column)));
+        if of_table {
+            return;
+        }
+        if names("valid_from") && matches!(op, BinaryOperator::Lt | BinaryOperator::LtEq) {
+            self.from = true;
+        }
+        if names("valid_to") && matches!(op, BinaryOperator::Gt | BinaryOperator::GtEq) {
+            self.to = true;
+            if is_column(bound, alias, "valid_to") {
+                self.open = Some(condition.clone());
+            } else {
+                // coalesce(valid_to, …) thinks of it.
+                self.is_null = true;
+            }
+            if *op == BinaryOperator::GtEq {
+                self.closed = Some(condition.clone());
+            }
+        }
+    }
+}
+
+fn turned(op: &BinaryOperator) -> Option<BinaryOperator> {
+    Some(match op {
+        BinaryOperator::Lt => BinaryOperator::Gt,
+        BinaryOperator::LtEq => BinaryOperator::GtEq,
+        BinaryOperator::Gt => BinaryOperator::Lt,
+        BinaryOperator::GtEq => BinaryOperator::LtEq,
+        _ => return None,
+    })
 }
 
 impl VisitorMut for Rewriter<'_> {
     type Break = ();
 
     fn pre_visit_select(&mut self, select: &mut Select) -> ControlFlow<()> {
-        if select.into.is_some()
-            || !select.lateral_views.is_empty()
-            || select.prewhere.is_some()
-            || !select.connect_by.is_empty()
-            || select.top.is_some()
-        {
-            self.error("unsupported", Place::of(select.span()), "this clause is not allowed in rules");
-        }
         let mut selection = select.selection.take();
         let mut from = std::mem::take(&mut select.from);
         let mut validities = Vec::new();
         for item in &mut from {
-            self.refuse_ignored(&item.relation);
-            for join in &item.joins {
-                self.refuse_ignored(&join.relation);
-            }
             validities.push(self.restrict_item(item, &mut selection));
         }
         select.from = from;
@@ -325,13 +436,9 @@ impl VisitorMut for Rewriter<'_> {
     }
 
     fn pre_visit_table_factor(&mut self, factor: &mut TableFactor) -> ControlFlow<()> {
-        if let TableFactor::Table { name, version, .. } = factor {
+        if let TableFactor::Table { name, .. } = factor {
             self.found.tables.extend(single_name(name));
-            self.found.earlier.extend(earlier_name(name).map(|rule| (rule, Place::of(name.span()))));
-            if version.is_some() {
-                let place = Place::of(name.span());
-                self.error("as-of", place, "FOR SYSTEM_TIME AS OF is not read here; join the table in FROM, without parentheses");
-            }
+            self.found.earlier.extend(earlier_name(name).map(|rule| (rule, self.source.of_span(name.span()))));
         }
         ControlFlow::Continue(())
     }
@@ -340,39 +447,6 @@ impl VisitorMut for Rewriter<'_> {
         if matches!(expr, Expr::Exists { .. } | Expr::InSubquery { .. } | Expr::Subquery(_)) {
             self.subqueries += 1;
         }
-        let place = Place::of(expr.span());
-        match expr {
-            Expr::BinaryOp {
-                op:
-                    BinaryOperator::BitwiseXor
-                    | BinaryOperator::BitwiseAnd
-                    | BinaryOperator::BitwiseOr
-                    | BinaryOperator::PGBitwiseXor
-                    | BinaryOperator::PGExp,
-                ..
-            } => self.error("operator", place, "the operators ^ & | # are not for money (^ is no power); write the product out"),
-            Expr::Value(value) => {
-                if let Value::Number(text, _) = &value.value
-                    && let Err(error) = ratemill_schemas::Decimal::parse(text.as_bytes())
-                {
-                    self.error("number", place, format!("`{text}` {error}"));
-                }
-            }
-            _ => {}
-        }
-        ControlFlow::Continue(())
-    }
-
-    fn pre_visit_query(&mut self, query: &mut Query) -> ControlFlow<()> {
-        if !query.locks.is_empty() || query.settings.is_some() || query.format_clause.is_some() || query.for_clause.is_some() {
-            self.error("unsupported", Place::of(query.span()), "FOR UPDATE, SETTINGS and FORMAT are not allowed in rules");
-        }
-        if matches!(*query.body, SetExpr::Insert(_) | SetExpr::Update(_) | SetExpr::Delete(_) | SetExpr::Merge(_)) {
-            self.error("unsupported", Place::of(query.span()), "a rule only reads: write SELECT");
-        }
-        if query.with.as_ref().is_some_and(|with| with.recursive) {
-            self.error("unsupported", Place::of(query.span()), "recursive queries are not allowed in rules");
-        }
         ControlFlow::Continue(())
     }
 
@@ -380,88 +454,7 @@ impl VisitorMut for Rewriter<'_> {
         if matches!(expr, Expr::Exists { .. } | Expr::InSubquery { .. } | Expr::Subquery(_)) {
             self.subqueries -= 1;
         }
-        if let Expr::Function(function) = expr {
-            self.plain_functions(function);
-        }
-        // The parser has a node of its own for these; they are exact roundings.
-        let rounding = match expr {
-            Expr::Ceil { expr, field } => Some((expr, field, "ceiling")),
-            Expr::Floor { expr, field } => Some((expr, field, "floor")),
-            _ => None,
-        };
-        if let Some((number, field, mode)) = rounding {
-            let places = match field {
-                CeilFloorKind::Scale(value) => Expr::Value(value.clone()),
-                CeilFloorKind::DateTimeField(_) => Expr::Value(Value::Number("0".to_owned(), false).with_empty_span()),
-            };
-            let mode = Expr::Value(Value::SingleQuotedString(mode.to_owned()).with_empty_span());
-            *expr = call("round", vec![(**number).clone(), places, mode]);
-        }
-        // The planner's negation wraps at the smallest number; a difference is checked.
-        if let Expr::UnaryOp { op: UnaryOperator::Minus, expr: inner } = expr
-            && !matches!(**inner, Expr::Value(_))
-        {
-            let zero = Expr::Value(Value::Number("0".to_owned(), false).with_empty_span());
-            *expr = Expr::Nested(Box::new(binary(zero, BinaryOperator::Minus, (**inner).clone())));
-        }
-        ControlFlow::Continue(())
-    }
-}
-
-fn call(name: &str, arguments: Vec<Expr>) -> Expr {
-    Expr::Function(Function {
-        name: ObjectName::from(vec![Ident::new(name)]),
-        uses_odbc_syntax: false,
-        parameters: FunctionArguments::None,
-        args: FunctionArguments::List(FunctionArgumentList {
-            duplicate_treatment: None,
-            args: arguments.into_iter().map(|argument| FunctionArg::Unnamed(FunctionArgExpr::Expr(argument))).collect(),
-            clauses: Vec::new(),
-        }),
-        filter: None,
-        null_treatment: None,
-        over: None,
-        within_group: Vec::new(),
-    })
-}
-
-fn single_name(name: &ObjectName) -> Option<String> {
-    match name.0.as_slice() {
-        [part] => part.as_ident().map(|ident| if ident.quote_style.is_some() { ident.value.clone() } else { ident.value.to_lowercase() }),
-        _ => None,
-    }
-}
-
-/// `NAME` of `earlier.NAME`.
-fn earlier_name(name: &ObjectName) -> Option<String> {
-    match name.0.as_slice() {
-        [schema, rule] if schema.as_ident().is_some_and(|ident| ident.value.eq_ignore_ascii_case("earlier")) => {
-            rule.as_ident().map(|ident| ident.value.to_lowercase())
-        }
-        _ => None,
-    }
-}
-
-fn usage_alias(factor: &TableFactor) -> Option<Ident> {
-    match factor {
-        TableFactor::Table { name, alias, .. } if single_name(name).as_deref() == Some("usage") => {
-            Some(alias.as_ref().map_or_else(|| Ident::new("usage"), |alias| alias.name.clone()))
-        }
-        _ => None,
-    }
-}
-
-fn constraint_of(join: &Join) -> Option<Expr> {
-    match &join.join_operator {
-        JoinOperator::Join(JoinConstraint::On(on))
-        | JoinOperator::Inner(JoinConstraint::On(on))
-        | JoinOperator::Left(JoinConstraint::On(on))
-        | JoinOperator::LeftOuter(JoinConstraint::On(on))
-        | JoinOperator::Semi(JoinConstraint::On(on))
-        | JoinOperator::LeftSemi(JoinConstraint::On(on))
-        | JoinOperator::Anti(JoinConstraint::On(on))
-        | JoinOperator::LeftAnti(JoinConstraint::On(on)) => Some(on.clone()),
-        _ => None,
+        self.plain.post_visit_expr(expr)
     }
 }
 
@@ -491,49 +484,6 @@ fn and(selection: &mut Option<Expr>, predicate: Expr) {
         Some(given) => conjunction(given, predicate),
         None => predicate,
     });
-}
-
-/// Whether the condition compares `alias.column` with anything.
-fn mentions(expr: &Expr, alias: &Ident, column: &str) -> bool {
-    let mut found = false;
-    let _: ControlFlow<()> = sqlparser::ast::visit_expressions(expr, |expr| {
-        found |= is_column(expr, alias, column);
-        ControlFlow::Continue(())
-    });
-    found
-}
-
-fn is_column(expr: &Expr, alias: &Ident, column: &str) -> bool {
-    match expr {
-        Expr::CompoundIdentifier(parts) => {
-            matches!(parts.as_slice(), [table, name] if table.value.eq_ignore_ascii_case(&alias.value) && name.value.eq_ignore_ascii_case(column))
-        }
-        Expr::Identifier(name) => name.value.eq_ignore_ascii_case(column),
-        _ => false,
-    }
-}
-
-/// Whether the expression names any column of `alias`.
-fn mentions_table(expr: &Expr, alias: &Ident) -> bool {
-    let mut found = false;
-    let _: ControlFlow<()> = sqlparser::ast::visit_expressions(expr, |expr| {
-        found |= matches!(expr, Expr::CompoundIdentifier(parts) if parts.first().is_some_and(|table| table.value.eq_ignore_ascii_case(&alias.value)));
-        ControlFlow::Continue(())
-    });
-    found
-}
-
-/// Whether one of the conditions joined by AND is `alias.column = something else`.
-fn equates(expr: &Expr, alias: &Ident, column: &str) -> bool {
-    match expr {
-        Expr::Nested(inner) => equates(inner, alias, column),
-        Expr::BinaryOp { left, op: BinaryOperator::And, right } => equates(left, alias, column) || equates(right, alias, column),
-        Expr::BinaryOp { left, op: BinaryOperator::Eq, right } => {
-            let of_other = |expr: &Expr| !mentions_table(expr, alias);
-            (is_column(left, alias, column) && of_other(right)) || (is_column(right, alias, column) && of_other(left))
-        }
-        _ => false,
-    }
 }
 
 /// `SELECT u.source, u.id FROM … WHERE … GROUP BY u.source, u.id HAVING count(*) > 1 LIMIT 1`.

@@ -47,6 +47,16 @@ impl Place {
         })
     }
 
+    /// The part on the first line: what is wrong is read at a glance.
+    fn on_one_line(self, text: &str) -> Self {
+        if self.end_line <= self.line {
+            return self;
+        }
+        let line = usize::try_from(self.line).unwrap_or(1).checked_sub(1).and_then(|index| text.lines().nth(index)).unwrap_or_default();
+        let end_column = line.trim_end().chars().count() as u64 + 1;
+        Self { end_line: self.line, end_column: end_column.max(self.column + 1), ..self }
+    }
+
     fn bytes(self, text: &str) -> Range<usize> {
         let offset = |line: u64, column: u64| {
             let start: usize = text.split_inclusive('\n').take(usize::try_from(line).unwrap_or(1) - 1).map(str::len).sum();
@@ -83,6 +93,7 @@ impl Diagnostic {
     /// An error in `file`, whose content is `text`.
     #[must_use]
     pub fn error(code: &'static str, file: &str, text: &str, place: Option<Place>, message: impl Into<String>) -> Self {
+        let place = place.map(|place| place.on_one_line(text));
         Self { severity: Severity::Error, code, message: message.into(), file: file.to_owned(), place, help: None, text: text.to_owned() }
     }
 
@@ -133,6 +144,23 @@ impl Diagnostics {
     #[must_use]
     pub fn has_errors(&self) -> bool {
         self.0.iter().any(|diagnostic| diagnostic.severity == Severity::Error)
+    }
+
+    /// How many findings are errors.
+    #[must_use]
+    pub fn errors(&self) -> usize {
+        self.0.iter().filter(|diagnostic| diagnostic.severity == Severity::Error).count()
+    }
+
+    /// Keeps one of findings that say the same of the same place.
+    pub(crate) fn deduplicate(&mut self) {
+        let mut known: Vec<(&'static str, String, Option<Place>, String)> = Vec::new();
+        self.0.retain(|diagnostic| {
+            let key = (diagnostic.code, diagnostic.file.clone(), diagnostic.place, diagnostic.message.clone());
+            let is_new = !known.contains(&key);
+            known.push(key);
+            is_new
+        });
     }
 
     /// Adds a finding.

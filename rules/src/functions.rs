@@ -6,6 +6,7 @@ mod collected;
 mod convert;
 mod quantities;
 mod rounding;
+mod signature;
 mod sum;
 mod times;
 mod to_decimal;
@@ -21,6 +22,8 @@ use datafusion::logical_expr::{AggregateUDF, ScalarUDF, WindowUDF};
 use datafusion::prelude::SessionContext;
 
 use ratemill_schemas::decimal::DECIMAL;
+
+pub(crate) use signature::{Parameter, documented, signature};
 
 use crate::reference::ReferenceData;
 

@@ -22,6 +22,9 @@ use crate::statement::ParsedRule;
 /// The schema of the tables of charges of earlier windows.
 const EARLIER: &str = "earlier";
 
+/// Columns of stored usage that say when it arrived.
+pub(crate) const ARRIVAL: [&str; 2] = ["ingested_at", "log_position"];
+
 /// A windowed table that a query can name.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Input {
@@ -58,6 +61,12 @@ pub(crate) struct Inputs {
 /// The columns of `billing_window`.
 pub(crate) fn window_schema() -> SchemaRef {
     Arc::new(Schema::new(vec![Field::new("window_start", instant_type(), false), Field::new("window_end", instant_type(), false)]))
+}
+
+/// Columns of usage that rules see: not those that say when an event arrived, which a replay changes.
+pub(crate) fn without_arrival(stored: &SchemaRef) -> SchemaRef {
+    let seen = stored.fields().iter().filter(|field| !ARRIVAL.contains(&field.name().as_str()));
+    Arc::new(Schema::new(seen.cloned().collect::<Vec<_>>()))
 }
 
 /// The columns of a rule's charges as another rule reads them.

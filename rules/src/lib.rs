@@ -14,13 +14,17 @@ pub mod explain;
 pub mod functions;
 mod inputs;
 mod lift;
+mod options;
+mod plain;
 mod pricing;
 mod project;
 pub mod reference;
 mod rule;
 pub mod rule_tests;
 pub mod session;
+mod source;
 mod statement;
+mod tree;
 mod window_set;
 
 pub use diagnostics::{Diagnostic, Diagnostics};

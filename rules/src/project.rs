@@ -1,22 +1,25 @@
 //! A rule project: `rules/*.sql` and `reference/`, checked as a whole.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 
-use ratemill_schemas::nearest::did_you_mean;
-use ratemill_schemas::{UsageSchema, WindowSpec};
 use arrow::datatypes::DataType;
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+use ratemill_schemas::nearest::did_you_mean;
+use ratemill_schemas::{UsageSchema, WindowSpec, windows};
 use sha2::{Digest, Sha256};
-use sqlparser::ast::{Expr, SelectItem, SetExpr};
+use sqlparser::ast::{Expr, Query, SelectItem, SetExpr};
 
 use crate::as_of::{self, Rewritten};
-use crate::check;
-use crate::diagnostics::{Diagnostic, Diagnostics};
+use crate::check::{self, Reading, Written};
+use crate::diagnostics::{Diagnostic, Diagnostics, Place};
 use crate::functions::FUNCTIONS_VERSION;
+use crate::inputs::{self, Inputs};
 use crate::reference::ReferenceData;
-use crate::inputs::Inputs;
 use crate::rule::{OutputColumn, Rule};
+use crate::source::Source;
 use crate::statement::{self, ParsedRule};
 
 /// Every rule and reference table of a project, checked.
@@ -70,40 +73,45 @@ impl RuleProject {
         usage: Arc<UsageSchema>,
         mut diagnostics: Diagnostics,
     ) -> Result<(Self, Diagnostics), Diagnostics> {
-        let mut drafts = Vec::new();
+        let mut parsed_rules = Vec::new();
         let mut names = BTreeSet::new();
         for (file, text) in files {
-            let Some(parsed) = statement::parse(&file, &text, &mut diagnostics) else { continue };
-            if reference.table(&parsed.name).is_some() || ["usage", "opening", "billing_window", "charges"].contains(&parsed.name.as_str()) {
-                let message = format!("`{}` is a table already; give the rule another name", parsed.name);
-                diagnostics.push(Diagnostic::error("rule-name", &file, &text, None, message));
+            let source = Source::new(file, text);
+            let Some(parsed) = statement::parse(&source, &mut diagnostics) else { continue };
+            if reference.table(&parsed.name).is_some() || TAKEN.contains(&parsed.name.as_str()) {
+                let message = format!("`{}` is a table already", parsed.name);
+                diagnostics.push(source.error("rule-name", parsed.name_place, message).help("give the rule another name"));
                 continue;
             }
             names.insert(parsed.name.clone());
-            drafts.push((file, text, parsed));
+            parsed_rules.push((source, parsed));
         }
-        let mut drafts: Vec<Draft> = drafts
-            .into_iter()
-            .map(|(file, text, mut parsed)| {
-                let rewritten = as_of::rewrite(&mut parsed.query, &reference, &names, &parsed.options, &file, &text, &mut diagnostics);
-                Draft { file, text, parsed, rewritten }
-            })
-            .collect();
-        for draft in &drafts {
-            draft.check_options(&names, &reference, &usage, &mut diagnostics);
+        let mut drafts = Vec::new();
+        for (source, parsed) in parsed_rules {
+            let name = parsed.name.clone();
+            match Draft::read(source, parsed, &names, &reference, &usage, &mut diagnostics) {
+                Some(draft) => drafts.push(draft),
+                None => drafts.retain(|reader: &Draft| !reader.reads(&names).contains(&name)),
+            }
         }
+        // Readers of a rule that is wrong would only repeat it.
+        let known: BTreeSet<String> = drafts.iter().map(|draft| draft.parsed.name.clone()).collect();
+        drafts.retain(|draft| draft.reads(&names).is_subset(&known));
         let mut rules: Vec<Rule> = Vec::new();
+        let mut written = BTreeMap::new();
         // Upstream first; what is left in the end reads itself in a circle.
         while !drafts.is_empty() {
             let waiting: BTreeSet<String> = drafts.iter().map(|draft| draft.parsed.name.clone()).collect();
             let (ready, rest): (Vec<Draft>, Vec<Draft>) = drafts.into_iter().partition(|draft| draft.reads(&names).is_disjoint(&waiting));
             if ready.is_empty() {
                 for draft in &rest {
-                    let message = format!("rule `{}` reads itself through {}", draft.parsed.name, listed(draft.reads(&names).iter()));
-                    diagnostics.push(
-                        Diagnostic::error("rule-circle", &draft.file, &draft.text, None, message)
-                            .help("charges of the same window cannot depend on themselves; earlier.NAME reads those of earlier windows"),
-                    );
+                    let read = draft.reads(&names);
+                    let message = format!("rule `{}` reads itself through {}", draft.parsed.name, listed(read.iter()));
+                    let place = read
+                        .iter()
+                        .find_map(|name| draft.source.words(None, &["FROM"]).and_then(|from| draft.source.words(Some(from), &[name])));
+                    let help = "charges of the same window cannot depend on themselves; earlier.NAME reads those of earlier windows";
+                    diagnostics.push(draft.source.error("rule-circle", place, message).help(help));
                 }
                 break;
             }
@@ -114,18 +122,24 @@ impl RuleProject {
                     upstream = draft.with_own_columns(upstream, &reference).await;
                 }
                 let scans = draft.rewritten.tables.iter().filter(|table| *table == "usage" || *table == "opening").count();
-                let Draft { file, text, parsed, rewritten } = draft;
-                let checked = check::output(&parsed.query, scans, &reference, &upstream, &file, &text, &mut diagnostics).await;
-                let Some(checked) = checked else {
+                let before = diagnostics.errors();
+                let mut reading = draft.reading(&names, &reference, &mut diagnostics);
+                let checked = check::output(&draft.written, &draft.parsed.query, scans, &upstream, &mut reading).await;
+                check::upstream(&draft.written, &draft.parsed.places, &rules, &mut reading);
+                let Some(checked) = checked.filter(|_| diagnostics.errors() == before) else {
                     // Readers would only repeat what is wrong here.
-                    names.remove(&parsed.name);
-                    drafts.retain(|reader| !reader.rewritten.tables.contains(&parsed.name));
+                    names.remove(&draft.parsed.name);
+                    drafts.retain(|reader| !reader.rewritten.tables.contains(&draft.parsed.name));
                     continue;
                 };
-                rules.push(upstream.rule(file, text, parsed, rewritten, checked, &rules));
+                let Draft { source, parsed, written: query, rewritten } = draft;
+                let kept = Written { source: source.clone(), places: parsed.places.clone(), query };
+                written.insert(source.file.clone(), kept);
+                rules.push(upstream.rule(source.file, source.text, parsed, rewritten, checked, &rules));
             }
         }
-        check::across(&rules, &mut diagnostics);
+        check::across(&rules, &written, &mut diagnostics);
+        diagnostics.deduplicate();
         rules.sort_by(|a, b| a.name.cmp(&b.name).then(a.options.effective_from.cmp(&b.options.effective_from)));
         if diagnostics.has_errors() { Err(diagnostics) } else { Ok((Self { rules, reference, usage }, diagnostics)) }
     }
@@ -146,19 +160,49 @@ impl RuleProject {
     }
 }
 
+/// Tables that no rule can be called after.
+const TAKEN: [&str; 5] = ["usage", "opening", "billing_window", "charges", "earlier"];
+
 /// A rule that is parsed, but not yet checked against its inputs.
 struct Draft {
-    file: String,
-    text: String,
+    source: Source,
     parsed: ParsedRule,
+    /// The query before it was rewritten.
+    written: Box<Query>,
     rewritten: Rewritten,
 }
 
 impl Draft {
+    /// Checks what the text alone shows; `None` when something is wrong.
+    fn read(
+        source: Source,
+        mut parsed: ParsedRule,
+        names: &BTreeSet<String>,
+        reference: &ReferenceData,
+        usage: &UsageSchema,
+        diagnostics: &mut Diagnostics,
+    ) -> Option<Self> {
+        let before = diagnostics.errors();
+        let written = parsed.query.clone();
+        check::query(&written, &mut Reading { source: &source, reference, rules: names, options: &parsed.options, diagnostics });
+        if diagnostics.errors() > before {
+            return None;
+        }
+        let rewritten = as_of::rewrite(&mut parsed.query, reference, names, &parsed.options, &source, diagnostics);
+        let draft = Self { source, parsed, written, rewritten };
+        draft.check_options(names, reference, usage, diagnostics);
+        (diagnostics.errors() == before).then_some(draft)
+    }
+
+    fn reading<'a>(&'a self, rules: &'a BTreeSet<String>, reference: &'a ReferenceData, diagnostics: &'a mut Diagnostics) -> Reading<'a> {
+        Reading { source: &self.source, reference, rules, options: &self.parsed.options, diagnostics }
+    }
+
     /// The other rules whose charges it reads.
     fn reads(&self, names: &BTreeSet<String>) -> BTreeSet<String> {
         let earlier = self.rewritten.earlier.iter().map(|(rule, _)| rule).filter(|rule| **rule != self.parsed.name);
-        self.rewritten.tables.iter().chain(earlier).filter(|table| names.contains(*table)).cloned().collect()
+        let tables = self.rewritten.tables.iter().filter(|table| **table != self.parsed.name);
+        tables.chain(earlier).filter(|table| names.contains(*table)).cloned().collect()
     }
 
     fn inputs(&self, names: &BTreeSet<String>, rules: &[Rule], usage: &UsageSchema) -> Inputs {
@@ -199,30 +243,21 @@ impl Draft {
 
     /// What the options promise must be there, and what the query reads must be promised.
     fn check_options(&self, names: &BTreeSet<String>, reference: &ReferenceData, usage: &UsageSchema, diagnostics: &mut Diagnostics) {
-        let options = &self.parsed.options;
+        let (options, places) = (&self.parsed.options, &self.parsed.places);
         let mut error = |code, place, message: String, help: &str| {
-            let diagnostic = Diagnostic::error(code, &self.file, &self.text, place, message);
+            let diagnostic = self.source.error(code, place, message);
             diagnostics.push(if help.is_empty() { diagnostic } else { diagnostic.help(help) });
         };
-        let columns = usage.stored().fields().iter().map(|field| field.name().as_str());
-        for column in &options.carry {
-            if !columns.clone().any(|known| known == column) {
-                let hint = did_you_mean(column, columns.clone());
-                error("carry", None, format!("carry names `{column}`, which is no column of usage{hint}"), "");
-            }
-        }
-        let reads_opening = self.rewritten.tables.iter().any(|table| table == "opening");
-        if reads_opening && options.carry.is_empty() {
-            let help = "add carry = 'subject, meter': opening then holds the last event of each before the window";
-            error("carry-missing", None, "`opening` is read, but the rule has no carry".to_owned(), help);
-        }
-        if !options.carry.is_empty() && !reads_opening {
-            error("carry-unused", None, "the rule has carry, but does not read `opening`".to_owned(), "read opening, or take carry out");
-        }
+        self.check_carry(usage, &mut error);
         for (rule, place) in &self.rewritten.earlier {
             if !names.contains(rule) {
                 let hint = did_you_mean(rule, names.iter().map(String::as_str));
-                error("earlier-unknown", *place, format!("earlier.{rule}: there is no rule `{rule}`{hint}"), "");
+                error(
+                    "earlier-unknown",
+                    *place,
+                    format!("there is no rule `{rule}`{hint}"),
+                    "earlier.NAME are the charges of a rule in earlier windows",
+                );
             }
             if options.history.is_none() {
                 let help = "add history = '11 windows': how far back it reads";
@@ -231,25 +266,98 @@ impl Draft {
         }
         if options.history.is_some() && self.rewritten.earlier.is_empty() {
             let help = "read earlier.NAME, or take history out";
-            error("history-unused", None, "the rule has history, but reads no charges of earlier windows".to_owned(), help);
+            error(
+                "history-unused",
+                places.key("history"),
+                "the rule has history, but reads no charges of earlier windows".to_owned(),
+                help,
+            );
         }
         if self.rewritten.tables.contains(&self.parsed.name) {
             let help = format!("charges of its earlier windows are `earlier.{}`, with history = '1 window'", self.parsed.name);
-            error("rule-circle", None, format!("rule `{}` reads its own charges of the same window", self.parsed.name), &help);
+            let place = self.source.words(None, &["FROM"]).and_then(|from| self.source.words(Some(from), &[&self.parsed.name]));
+            error("rule-circle", place, format!("rule `{}` reads its own charges of the same window", self.parsed.name), &help);
         }
-        if options.window == WindowSpec::BillingPeriod {
-            if reference.billing_periods().is_none() {
-                let help = "give reference/contracts.csv the columns contract_id, subject, anchor_day (integer), valid_from, valid_to and, if wanted, timezone";
-                error("billing-period", None, "the project has no contracts with billing periods".to_owned(), help);
+        if options.window == WindowSpec::BillingPeriod && reference.billing_periods().is_none() {
+            let help = "give reference/contracts.csv the columns contract_id, subject, anchor_day (integer), valid_from, valid_to and, if wanted, timezone";
+            error("billing-period", places.value("window"), "the project has no contracts with billing periods".to_owned(), help);
+        }
+        if options.window != WindowSpec::BillingPeriod {
+            self.check_bounds(diagnostics);
+        }
+    }
+
+    fn check_carry(&self, usage: &UsageSchema, error: &mut dyn FnMut(&'static str, Option<Place>, String, &str)) {
+        let (options, places) = (&self.parsed.options, &self.parsed.places);
+        let schema = inputs::without_arrival(usage.stored());
+        for column in &options.carry {
+            let names = schema.fields().iter().map(|field| field.name().as_str());
+            match schema.field_with_name(column) {
+                Err(_) => {
+                    let message = format!("carry names `{column}`, which is no column of usage{}", did_you_mean(column, names));
+                    error("carry", places.value("carry"), message, "write carry = 'subject, meter'");
+                }
+                Ok(field) => {
+                    let no_key = matches!(column.as_str(), "id" | "time" | "end" | "attributes")
+                        || matches!(field.data_type(), DataType::Decimal128(..));
+                    if no_key {
+                        let message = format!("`{column}` is no key: nearly every event would have its own");
+                        error("carry", places.value("carry"), message, "write carry = 'subject, meter'");
+                    }
+                }
             }
-            if !options.carry.is_empty() && !options.carry.iter().any(|column| column == "subject") {
-                error("carry", None, "in billing periods carry must name subject, which belongs to the contract".to_owned(), "");
+        }
+        let reads_opening = self.rewritten.tables.iter().any(|table| table == "opening");
+        if reads_opening && options.carry.is_empty() {
+            let help = "add carry = 'subject, meter': opening then holds the last event of each before the window";
+            let place = self.source.words(None, &["opening"]);
+            error("carry-missing", place, "`opening` is read, but the rule has no carry".to_owned(), help);
+        }
+        if !options.carry.is_empty() && !reads_opening {
+            let message = "the rule has carry, but does not read `opening`".to_owned();
+            error("carry-unused", places.key("carry"), message, "read opening, or take carry out");
+        }
+        if options.window == WindowSpec::BillingPeriod
+            && !options.carry.is_empty()
+            && !options.carry.iter().any(|column| column == "subject")
+        {
+            let message = "in billing periods carry must name subject, which belongs to the contract".to_owned();
+            error("carry", places.value("carry"), message, "write carry = 'subject, meter'");
+        }
+    }
+
+    /// A version begins and ends where windows do.
+    fn check_bounds(&self, diagnostics: &mut Diagnostics) {
+        let (options, places) = (&self.parsed.options, &self.parsed.places);
+        let zone = windows::zone(&options.timezone).unwrap_or(TimeZone::UTC);
+        let shown = |instant: i64| {
+            let zoned = Timestamp::from_microsecond(instant).map(|instant| instant.to_zoned(zone.clone()));
+            match zoned {
+                Ok(zoned) if zoned.time() == jiff::civil::Time::midnight() => zoned.date().to_string(),
+                Ok(zoned) => zoned.timestamp().to_string(),
+                Err(_) => instant.to_string(),
             }
-        } else if options.effective_to.is_none() && options.window.window_of(options.effective_from).is_ok_and(|window| window.start != options.effective_from) {
-            diagnostics.push(
-                Diagnostic::error("effective-from", &self.file, &self.text, None, "effective_from lies inside a window; that window is not rated")
-                    .warning(),
+        };
+        let mut warn = |name: &'static str, code, message: String, help: String| {
+            diagnostics.push(self.source.error(code, places.value(name), message).help(help).warning());
+        };
+        if let Ok(window) = options.window.window_of(options.effective_from)
+            && window.start != options.effective_from
+        {
+            let message = "effective_from lies inside a window, and that window is not rated".to_owned();
+            let help = format!("begin at {}, or at {} for the whole window", shown(window.end), shown(window.start));
+            warn("effective_from", "effective-from", message, help);
+        }
+        if let Some(to) = options.effective_to
+            && let Ok(window) = options.window.window_of(to - 1)
+            && window.end != to
+        {
+            let message = format!(
+                "effective_to lies inside the window {} to {}, which this version still rates",
+                shown(window.start),
+                shown(window.end)
             );
+            warn("effective_to", "effective-to", message, format!("write {} or {}", shown(window.end), shown(window.start)));
         }
     }
 }

@@ -19,3 +19,4 @@ mod regressions;
 mod rules;
 mod servers;
 mod structure;
+mod wrong_rules;

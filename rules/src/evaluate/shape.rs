@@ -83,6 +83,10 @@ impl Shaper<'_> {
         if let Some(lists) = column.as_list_opt::<i32>() {
             return lists_as_json(lists).map_err(|error| self.failed("?", format!("`{name}`: {error}")));
         }
+        if *to == DECIMAL && column.data_type().is_string() {
+            // A cast would round what does not fit.
+            return Err(self.failed("?", format!("`{name}` is a text; it must be an exact number")));
+        }
         let options = arrow::compute::CastOptions { safe: false, ..Default::default() };
         arrow::compute::cast_with_options(column, to, &options).map_err(|error| self.failed("?", format!("`{name}`: {error}")))
     }

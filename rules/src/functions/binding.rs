@@ -86,7 +86,7 @@ impl Kind {
         }
     }
 
-    fn accepts(self, given: &DataType) -> bool {
+    pub(super) fn accepts(self, given: &DataType) -> bool {
         given.is_null()
             || match self {
                 Self::Number => is_exact_number(given),
@@ -100,7 +100,7 @@ impl Kind {
             }
     }
 
-    fn describe(self) -> String {
+    pub(super) fn describe(self) -> String {
         match self {
             Self::Number => "an exact number".to_owned(),
             Self::Integer => "a whole number".to_owned(),

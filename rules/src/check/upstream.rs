@@ -1,0 +1,164 @@
+//! Rules over rules: windows of the rule that is read lie inside those of its reader, and sums are of one currency.
+
+use std::ops::ControlFlow;
+
+use ratemill_schemas::WindowSpec;
+use ratemill_schemas::windows::Period;
+use sqlparser::ast::{BinaryOperator, Expr, GroupByExpr, Ident, ObjectName, Query, Select, Spanned, Visit, Visitor};
+
+use super::Reading;
+use crate::options::OptionPlaces;
+use crate::rule::Rule;
+use crate::tree::{conjuncts, is_aggregate, is_column, relations, single_name, table_and_alias};
+
+/// Checks what `written` reads of `rules`, which are checked already.
+pub(crate) fn check(written: &Query, places: &OptionPlaces, rules: &[Rule], reading: &mut Reading<'_>) {
+    let mut named = Named(Vec::new());
+    let _ = written.visit(&mut named);
+    let mut known: Vec<String> = Vec::new();
+    for name in named.0 {
+        let Some(rule) = single_name(&name) else { continue };
+        if known.contains(&rule) {
+            continue;
+        }
+        let mut begins = None;
+        for version in rules.iter().filter(|other| other.name == rule) {
+            let from = version.options.effective_from;
+            begins = Some(begins.map_or(from, |begin: i64| begin.min(from)));
+            if !lies_inside(&version.options.window, &reading.options.window) {
+                let place = reading.source.of_span(name.span());
+                let message = format!(
+                    "windows of `{rule}` ({}, {}) do not lie inside those of this rule ({}, {})",
+                    version.options.window_name, version.options.timezone, reading.options.window_name, reading.options.timezone
+                );
+                let help = format!("read a rule of the same or a shorter window in the same zone; earlier windows are earlier.{rule}");
+                reading.error("upstream-window", place, message, &help);
+                break;
+            }
+        }
+        if let Some(begin) = begins.filter(|begin| *begin > reading.options.effective_from) {
+            let place = places.value("effective_from");
+            let message =
+                format!("`{rule}` begins later, on {}: before that it has no charges", ratemill_schemas::time::format_instant(begin));
+            reading.warn("upstream-effective", place, message, "begin this rule with it");
+        }
+        known.push(rule);
+    }
+    let _ = written.visit(&mut Currencies { reading });
+}
+
+struct Named(Vec<ObjectName>);
+
+impl Visitor for Named {
+    type Break = ();
+
+    fn pre_visit_relation(&mut self, name: &ObjectName) -> ControlFlow<()> {
+        self.0.push(name.clone());
+        ControlFlow::Continue(())
+    }
+}
+
+/// Whether every window of `inner` lies inside one of `outer`.
+fn lies_inside(inner: &WindowSpec, outer: &WindowSpec) -> bool {
+    if inner == outer {
+        return true;
+    }
+    match (inner, outer) {
+        (WindowSpec::Fixed { length: inner }, WindowSpec::Fixed { length: outer }) => outer % inner == 0,
+        // Windows of a length begin in UTC: whether local days do so, too, is a matter of the zone.
+        (WindowSpec::Fixed { length }, WindowSpec::Calendar { .. }) => {
+            let (from, to) = (1_767_225_600_000_000, 1_830_297_600_000_000);
+            outer.windows_between(from, to).is_ok_and(|windows| windows.iter().all(|window| window.start % length == 0))
+        }
+        (
+            WindowSpec::Calendar { period: inner, zone: inner_zone, anchor: inner_anchor },
+            WindowSpec::Calendar { period: outer, zone: outer_zone, anchor: outer_anchor },
+        ) => {
+            let same_zone = inner_zone == outer_zone || inner_zone.iana_name() == outer_zone.iana_name();
+            let fits = match (inner, outer) {
+                (Period::Day, _) => true,
+                (Period::Week, outer) => *outer == Period::Week,
+                (Period::Month, Period::Month | Period::Quarter | Period::Year)
+                | (Period::Quarter, Period::Quarter | Period::Year)
+                | (Period::Year, Period::Year) => inner_anchor == outer_anchor,
+                _ => false,
+            };
+            same_zone && fits
+        }
+        // The windows of contracts begin at local midnights of the contract's zone; only what is wholly inside is read.
+        (WindowSpec::Fixed { .. } | WindowSpec::Calendar { period: Period::Day, .. }, WindowSpec::BillingPeriod) => true,
+        _ => false,
+    }
+}
+
+struct Currencies<'r, 'a> {
+    reading: &'r mut Reading<'a>,
+}
+
+impl Visitor for Currencies<'_, '_> {
+    type Break = ();
+
+    fn pre_visit_select(&mut self, select: &Select) -> ControlFlow<()> {
+        let read: Vec<Ident> = relations(select)
+            .filter_map(table_and_alias)
+            .filter(|(table, _)| self.reading.rules.contains(table.strip_prefix("earlier.").unwrap_or(table)))
+            .map(|(_, alias)| alias)
+            .collect();
+        for alias in read {
+            if is_of_one_currency(select, &alias) {
+                continue;
+            }
+            if let Some(sum) = sum_of_amounts(select, &alias) {
+                let place = self.reading.source.of(&sum);
+                let help = format!("add {alias}.currency to GROUP BY, or convert(…) each amount");
+                self.reading.error("mixed-currencies", place, "amounts of several currencies in one sum", &help);
+            }
+        }
+        ControlFlow::Continue(())
+    }
+}
+
+/// Whether the rows of a group, or all rows, have one currency.
+fn is_of_one_currency(select: &Select, alias: &Ident) -> bool {
+    let is_currency = |expr: &Expr| is_column(expr, alias, "currency");
+    let grouped = match &select.group_by {
+        GroupByExpr::All(_) => true,
+        GroupByExpr::Expressions(keys, _) => keys.iter().any(|key| {
+            let aliased = matches!(key, Expr::Identifier(name) if name.value.eq_ignore_ascii_case("currency"));
+            // A position may be that of the currency.
+            aliased || is_currency(key) || crate::tree::number_literal(key).is_some()
+        }),
+    };
+    let joined = select.from.iter().flat_map(|item| &item.joins).filter_map(crate::tree::constraint_of);
+    let fixed = select.selection.iter().chain(joined).flat_map(|condition| conjuncts(condition)).any(|condition| match condition {
+        Expr::BinaryOp { left, op: BinaryOperator::Eq, right } => is_currency(left) || is_currency(right),
+        _ => false,
+    });
+    // Grouped by the contract or by another column that the currency is fixed by cannot be seen here; a key of the
+    // other side that currency is equated with was found above.
+    grouped || fixed
+}
+
+fn sum_of_amounts(select: &Select, alias: &Ident) -> Option<Expr> {
+    let mut found = None;
+    let _: ControlFlow<()> = sqlparser::ast::visit_expressions(&select.projection, |expr| {
+        if let Expr::Function(call) = expr
+            && is_aggregate(expr)
+            && crate::tree::call_name(call).as_deref() == Some("sum")
+            && found.is_none()
+        {
+            let converted = crate::tree::any(
+                expr,
+                |part| matches!(part, Expr::Function(call) if crate::tree::call_name(call).as_deref() == Some("convert")),
+            );
+            let amount = crate::tree::arguments(call)
+                .first()
+                .is_some_and(|argument| crate::tree::any(argument, |part| is_column(part, alias, "amount")));
+            if amount && !converted {
+                found = Some(expr.clone());
+            }
+        }
+        ControlFlow::Continue(())
+    });
+    found
+}

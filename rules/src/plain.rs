@@ -1,0 +1,96 @@
+//! Functions and operators that the planner has under another name, or not exactly.
+
+use std::ops::ControlFlow;
+
+use ratemill_schemas::Rounding;
+use sqlparser::ast::{
+    BinaryOperator, CeilFloorKind, DuplicateTreatment, Expr, Function, FunctionArg, FunctionArgExpr, FunctionArgumentList,
+    FunctionArguments, Ident, ObjectName, Spanned, UnaryOperator, Value, VisitorMut,
+};
+
+use crate::tree::single_name;
+
+/// Writes `unique`, `ceil`, `floor`, rounding modes and negation as the planner has them.
+pub(crate) struct Plain {
+    /// Mode of `round_money` and `round` where a call names none.
+    pub(crate) rounding: Option<Rounding>,
+}
+
+impl VisitorMut for Plain {
+    type Break = ();
+
+    fn post_visit_expr(&mut self, expr: &mut Expr) -> ControlFlow<()> {
+        if let Expr::Function(function) = expr {
+            self.function(function);
+        }
+        // The parser has a node of its own for these; they are exact roundings.
+        let rounding = match expr {
+            Expr::Ceil { expr, field } => Some((expr, field, "ceiling")),
+            Expr::Floor { expr, field } => Some((expr, field, "floor")),
+            _ => None,
+        };
+        if let Some((number, field, mode)) = rounding {
+            let places = match field {
+                CeilFloorKind::Scale(value) => Expr::Value(value.clone()),
+                CeilFloorKind::DateTimeField(_) => Expr::Value(Value::Number("0".to_owned(), false).with_empty_span()),
+            };
+            let mode = Expr::Value(Value::SingleQuotedString(mode.to_owned()).with_empty_span());
+            *expr = call("round", vec![(**number).clone(), places, mode]);
+        }
+        // The planner's negation wraps at the smallest number; a difference is checked.
+        if let Expr::UnaryOp { op: UnaryOperator::Minus, expr: inner } = expr
+            && !matches!(**inner, Expr::Value(_))
+        {
+            let zero = Expr::Value(Value::Number("0".to_owned(), false).with_empty_span());
+            let difference = Expr::BinaryOp { left: Box::new(zero), op: BinaryOperator::Minus, right: Box::new((**inner).clone()) };
+            *expr = Expr::Nested(Box::new(difference));
+        }
+        ControlFlow::Continue(())
+    }
+}
+
+impl Plain {
+    /// `unique(x)` is `count(DISTINCT x)`; rounding takes the rule's mode where a call names none.
+    fn function(&self, function: &mut Function) {
+        let Some(name) = single_name(&function.name) else { return };
+        let FunctionArguments::List(list) = &mut function.args else { return };
+        let text = |text: &str| {
+            FunctionArg::Unnamed(FunctionArgExpr::Expr(Expr::Value(Value::SingleQuotedString(text.to_owned()).with_empty_span())))
+        };
+        let number =
+            |text: &str| FunctionArg::Unnamed(FunctionArgExpr::Expr(Expr::Value(Value::Number(text.to_owned(), false).with_empty_span())));
+        match (name.as_str(), list.args.len(), self.rounding) {
+            ("unique", 1, _) if list.duplicate_treatment.is_none() => {
+                function.name = ObjectName::from(vec![Ident::with_span(function.name.span(), "count")]);
+                list.duplicate_treatment = Some(DuplicateTreatment::Distinct);
+            }
+            ("ceil" | "floor", 1 | 2, _) => {
+                if list.args.len() == 1 {
+                    list.args.push(number("0"));
+                }
+                list.args.push(text(if name == "ceil" { "ceiling" } else { "floor" }));
+                function.name = ObjectName::from(vec![Ident::with_span(function.name.span(), "round")]);
+            }
+            ("round_money", 2, Some(mode)) | ("round", 2, Some(mode)) => list.args.push(text(mode.name())),
+            ("round", 1, Some(mode)) => list.args.extend([number("0"), text(mode.name())]),
+            _ => {}
+        }
+    }
+}
+
+fn call(name: &str, arguments: Vec<Expr>) -> Expr {
+    Expr::Function(Function {
+        name: ObjectName::from(vec![Ident::new(name)]),
+        uses_odbc_syntax: false,
+        parameters: FunctionArguments::None,
+        args: FunctionArguments::List(FunctionArgumentList {
+            duplicate_treatment: None,
+            args: arguments.into_iter().map(|argument| FunctionArg::Unnamed(FunctionArgExpr::Expr(argument))).collect(),
+            clauses: Vec::new(),
+        }),
+        filter: None,
+        null_treatment: None,
+        over: None,
+        within_group: Vec::new(),
+    })
+}
