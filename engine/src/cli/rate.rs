@@ -139,7 +139,9 @@ impl Rate {
             None if self.close => state.open.iter().map(|open| open.window.window.end).chain(last).max().unwrap_or(from),
             None => last.unwrap_or(from),
         };
-        Ok(Finalize::Range { from, to, re_rate: self.re_rate })
+        // Closing ends what has begun by the last event, and nothing that lies in the future of every rule.
+        let begun = if self.close && self.to.is_none() { last.unwrap_or(i64::MAX) } else { i64::MAX };
+        Ok(Finalize::Range { from, to, begun, re_rate: self.re_rate })
     }
 }
 

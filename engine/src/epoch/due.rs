@@ -22,6 +22,8 @@ pub enum Finalize {
         from: i64,
         /// First instant after.
         to: i64,
+        /// Windows that begin after this instant stay open.
+        begun: i64,
         /// Evaluate published windows again with the present rules and reference data.
         re_rate: bool,
     },
@@ -77,14 +79,13 @@ pub(super) fn touched<'p>(
                     continue;
                 }
                 let rated = if rule.options.window == WindowSpec::BillingPeriod {
-                    let Some(rated) = period_of(rule, reference, state, subjects.value(row), time)? else { continue };
-                    rated
+                    periods_of(rule, reference, state, subjects.value(row), time)?
                 } else {
                     let window = rule.options.window.window_of(time)?;
                     last = Some(window);
-                    RuleWindow { window, contract_id: None }
+                    vec![RuleWindow { window, contract_id: None }]
                 };
-                if rule.in_force_at(rated.window.start) {
+                for rated in rated.into_iter().filter(|rated| rule.in_force_at(rated.window.start)) {
                     let first = windows.entry(rated).or_insert(ingested);
                     *first = (*first).min(ingested);
                 }
@@ -94,21 +95,30 @@ pub(super) fn touched<'p>(
     Ok(touched)
 }
 
-/// The billing period of an event: the published one that holds its time, else as the contract says now.
-fn period_of(
+/// The billing period of an event: the published one that holds its time, else as the contract says now. Charges of other
+/// rules reach a contract by other ways than the event's subject: a rule that reads them is touched for every contract.
+fn periods_of(
     rule: &Rule,
     reference: &ReferenceData,
     state: &EngineState,
     subject: &str,
     time: i64,
-) -> Result<Option<RuleWindow>, WindowError> {
-    let Some(periods) = reference.billing_periods() else { return Ok(None) };
-    let Some(contract) = periods.contract_of(subject, time) else { return Ok(None) };
-    let window = match state.published_period(&rule.name, contract, time) {
-        Some(published) => Some(published),
-        None => periods.period_of(contract, time)?,
+) -> Result<Vec<RuleWindow>, WindowError> {
+    let Some(periods) = reference.billing_periods() else { return Ok(Vec::new()) };
+    let contracts: Vec<String> = if rule.upstream.is_empty() {
+        periods.contract_of(subject, time).map(str::to_owned).into_iter().collect()
+    } else {
+        periods.between(time, time.saturating_add(1))?.into_iter().map(|period| period.contract_id).collect()
     };
-    Ok(window.map(|window| RuleWindow { window, contract_id: Some(contract.to_owned()) }))
+    let mut rated = Vec::with_capacity(contracts.len());
+    for contract in contracts {
+        let window = match state.published_period(&rule.name, &contract, time) {
+            Some(published) => Some(published),
+            None => periods.period_of(&contract, time)?,
+        };
+        rated.extend(window.map(|window| RuleWindow { window, contract_id: Some(contract) }));
+    }
+    Ok(rated)
 }
 
 /// Adds the finalized windows after the usage, for rules whose windows see what was before them.
@@ -208,19 +218,22 @@ pub(super) fn due(state: &EngineState, project: &RuleProject, clock: i64, finali
             let published = state.finalized(&rule.name, &rated);
             let window = rated.window;
             let is_due = match finalize {
-                Finalize::Range { from, to, re_rate } => {
-                    let held = !re_rate && state.is_cut_differently(&rule.name, &rated);
-                    window.start >= from && window.end <= to && (re_rate || published.is_none()) && !held
+                Finalize::Range { from, to, begun, re_rate } => {
+                    // A period that was cut differently is re-rated together with the published one that it overlaps.
+                    let span = if re_rate { Window { start: from, end: to } } else { Window { start: 0, end: 0 } };
+                    let held = state.is_cut_differently(&rule.name, &rated, span);
+                    let inside = window.start >= from && window.end <= to && window.start <= begun;
+                    inside && (re_rate || published.is_none()) && !held
                 }
                 // A contract that was changed in a published period waits for --re-rate, lest it is charged twice.
-                _ => published.is_none() && is_due(state, rule, &rated, clock) && !state.is_cut_differently(&rule.name, &rated),
+                _ => published.is_none() && is_due(state, rule, &rated, clock) && !state.is_cut_differently(&rule.name, &rated, Window { start: 0, end: 0 }),
             };
             if is_due {
                 let cause = if published.is_some_and(|range| range.published) { "re-rate" } else { "window closed" };
                 task(rated, cause);
             }
         }
-        if let Finalize::Range { from, to, re_rate: true } = finalize {
+        if let Finalize::Range { from, to, re_rate: true, .. } = finalize {
             stale_periods(state, rule, &project.reference, from, to)?.into_iter().for_each(|stale| task(stale, "re-rate"));
         }
     }

@@ -59,15 +59,24 @@ impl Epochs {
             }
             let windows: Vec<Window> = tasks.iter().map(|task| task.window.window).collect::<BTreeSet<Window>>().into_iter().collect();
             let evaluator = self.evaluator(Arc::clone(&project), &read, &windows, state, &evaluated).await?;
-            let results: HashMap<Window, RecordBatch> = match evaluator.evaluate(rule, &windows).await {
-                Ok(results) => results.into_iter().map(|result| (result.window, result.charges)).collect(),
-                // One rule's mistake stands in no other's way.
-                Err(error) => {
-                    failed.insert(name.to_owned());
-                    self.note_failure(&error, name, &tasks, state, failures);
-                    continue;
+            let mut results: HashMap<Window, RecordBatch> = HashMap::new();
+            match evaluator.evaluate(rule, &windows).await {
+                Ok(found) => results.extend(found.into_iter().map(|result| (result.window, result.charges))),
+                // A mistake of one rule stands in no other's way, and one of a window in no other window's.
+                Err(_) => {
+                    for window in &windows {
+                        match evaluator.evaluate(rule, std::slice::from_ref(window)).await {
+                            Ok(found) => results.extend(found.into_iter().map(|result| (result.window, result.charges))),
+                            Err(error) => {
+                                failed.insert(name.to_owned());
+                                let of_window: Vec<&WindowTask> =
+                                    tasks.iter().filter(|task| task.window.window == *window).copied().collect();
+                                self.note_failure(&error, name, &of_window, state, failures);
+                            }
+                        }
+                    }
                 }
-            };
+            }
             let published = self.published(name, &windows).await?;
             for task in tasks {
                 let Some(charges) = results.get(&task.window.window) else { continue };
@@ -101,7 +110,13 @@ impl Epochs {
     ) {
         tracing::error!(%error, "a rule failed; its windows stay open until it is mended");
         metrics::counter!("ratemill_rule_failures_total", "rule" => rule.to_owned()).increment(1);
-        failures.push(error.to_string());
+        let pinned = tasks.iter().any(|task| task.reference_version != self.project.reference.version());
+        let hint = if pinned {
+            "; the window was published with older reference data, which late usage is rated with: `ratemill rate --re-rate` over it uses today's"
+        } else {
+            ""
+        };
+        failures.push(format!("{error}{hint}"));
         for task in tasks {
             self.failed.insert((task.rule.clone(), task.window.clone()));
             if task.cause == "late usage" {

@@ -147,15 +147,17 @@ impl EngineState {
         self.finalized.iter().find(holds).map(|range| Window { start: range.start, end: range.end })
     }
 
-    /// Whether a billing period overlaps a published one of its contract that was cut differently.
+    /// Whether a billing period overlaps a published one of its contract that was cut differently and does not lie wholly
+    /// inside `re_rated`.
     #[must_use]
-    pub fn is_cut_differently(&self, rule: &str, rated: &RuleWindow) -> bool {
+    pub fn is_cut_differently(&self, rule: &str, rated: &RuleWindow, re_rated: Window) -> bool {
         rated.contract_id.is_some()
             && self.finalized.iter().any(|range| {
                 range.rule == rule
                     && range.published
                     && range.contract_id == rated.contract_id
                     && !range.holds(rated)
+                    && !(re_rated.start <= range.start && range.end <= re_rated.end)
                     && range.start < rated.window.end
                     && rated.window.start < range.end
             })

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use ratemill_rules::{Diagnostics, ReferenceData, Rule, RuleProject, RuleWindow};
-use ratemill_schemas::{Window, WindowSpec};
+use ratemill_schemas::{Window, WindowSpec, time};
 use ratemill_schemas::windows::WindowError;
 
 use super::due;
@@ -40,6 +40,18 @@ impl Epochs {
             }
         }
         for range in self.state.finalized.iter().filter(|range| range.published) {
+            let first_of_last = match self.project.rules.iter().find(|rule| rule.name == range.rule).map(|rule| &rule.options.window) {
+                Some(WindowSpec::BillingPeriod) | None => range.start,
+                Some(spec) => spec.window_of(range.end - 1)?.start,
+            };
+            let in_force = |start: i64| self.project.rules.iter().any(|rule| rule.name == range.rule && rule.in_force_at(start));
+            if let Some(start) = [range.start, first_of_last].into_iter().find(|start| !in_force(*start)) {
+                let message = format!(
+                    "has published windows from {} that no version is in force for by now; keep the version that published them beside the new one, and end it with effective_to",
+                    time::format_instant(start)
+                );
+                return Err(wrong(&range.rule, &range.rule_version, message));
+            }
             let window = Window { start: range.start, end: range.end };
             let rated = RuleWindow { window, contract_id: range.contract_id.clone() };
             if !due::is_current(&self.project.reference, &rated)? {
