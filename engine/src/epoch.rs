@@ -5,6 +5,7 @@
 
 mod books;
 mod due;
+mod finalized;
 mod manifest;
 mod rate;
 mod run;

@@ -47,6 +47,7 @@ pub(crate) fn rewrite(
     diagnostics: &mut Diagnostics,
 ) -> Rewritten {
     let with = query.with.clone();
+    let errors = diagnostics.errors();
     let ctes = ctes_in(query).into_iter().map(|(name, query)| (name, tables_in(&query))).collect();
     let mut rewriter = Rewriter {
         reference,
@@ -58,6 +59,7 @@ pub(crate) fn rewrite(
         ctes,
         plain: Plain { rounding: options.rounding },
         subqueries: 0,
+        errors,
         fan_out_allowed: options.fan_out_allowed,
     };
     let _ = VisitMut::visit(query, &mut rewriter);
@@ -78,6 +80,8 @@ struct Rewriter<'a> {
     plain: Plain,
     /// How many EXISTS, IN or scalar subqueries are around.
     subqueries: usize,
+    /// How many errors there were before.
+    errors: usize,
     fan_out_allowed: bool,
 }
 
@@ -104,7 +108,11 @@ impl Rewriter<'_> {
             TableFactor::Table { name, .. } => self.source.of_span(name.span()),
             TableFactor::Derived { .. } => {
                 let inner = self.source.of_span(factor.span())?;
-                let (token, open) = self.source.token_before(inner.line, inner.column)?;
+                let (mut token, mut open) = self.source.token_before(inner.line, inner.column)?;
+                if matches!(token, sqlparser::tokenizer::Token::Word(_)) {
+                    // Of VALUES the parser knows the rows.
+                    (token, open) = self.source.token_before(open.line, open.column)?;
+                }
                 Some(if *token == sqlparser::tokenizer::Token::LParen { self.source.with_parentheses(open) } else { inner })
             }
             other => self.source.of_span(other.span()),
@@ -274,6 +282,10 @@ impl Rewriter<'_> {
     /// Says which columns of a key a join with usage leaves open.
     fn fan_out_key(&mut self, factor: &TableFactor, select: &Select) {
         let Some((table, alias)) = table_and_alias(factor) else { return };
+        if self.diagnostics.errors() > self.errors {
+            // Keys are not looked at before the joins are right.
+            return;
+        }
         let place = self.source.of_span(factor.span());
         let message = format!("an event may match several rows of `{table}`, and is then charged several times");
         let Some(reference) = self.reference.table(&table) else {
@@ -521,4 +533,27 @@ fn count_above_one() -> Option<Expr> {
         .try_with_sql("count(*) > 1")
         .and_then(|mut parser| parser.parse_expr())
         .ok()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn check(condition: &str, expected: (bool, bool, bool, bool)) {
+        let mut parser = sqlparser::parser::Parser::new(&crate::dialect::RuleDialect).try_with_sql(condition).unwrap();
+        let mut bounds = Bounds::default();
+        bounds.find(&parser.parse_expr().unwrap(), &Ident::new("c"));
+        assert_eq!((bounds.from, bounds.to, bounds.is_null, bounds.closed.is_some()), expected, "{condition}");
+    }
+
+    #[test]
+    fn a_validity_is_bounded_by_comparisons_alone() {
+        check("c.valid_from <= u.time AND (c.valid_to IS NULL OR u.time < c.valid_to)", (true, true, true, false));
+        check("c.valid_from < w.window_end AND coalesce(c.valid_to, w.window_end) > w.window_start", (true, true, true, false));
+        check("c.valid_from <= u.time AND c.valid_to >= u.time", (true, true, false, true));
+        check("u.time BETWEEN c.valid_from AND c.valid_to", (true, true, false, true));
+        check("c.valid_from IS NOT NULL AND c.valid_to IS NULL", (false, false, true, false));
+        check("c.valid_from < c.valid_to", (false, false, false, false));
+    }
 }

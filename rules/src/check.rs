@@ -1,12 +1,14 @@
 //! What must be true of a rule before it runs: known tables and functions, exact types, the required columns.
 
 mod functions;
+mod identity;
 mod plan;
 mod syntax;
 mod tables;
 mod typed;
 mod types;
 mod upstream;
+mod warnings;
 
 pub(crate) use upstream::check as upstream;
 
@@ -128,9 +130,11 @@ pub(crate) async fn output(
         .map(|field| OutputColumn { name: field.name().clone(), data_type: field.data_type().clone() })
         .collect();
     Columns { written, reading }.check(&output);
+    identity::check(written, &output, reading);
     if errors(reading) > before {
         return None;
     }
+    warnings::check(written, reading);
     // What the planner only finds out when it makes the plan that runs.
     if let Err(error) = state.query_planner().create_physical_plan(&optimized, &state).await {
         plan::error(&error, written, None, reading);

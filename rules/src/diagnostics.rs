@@ -152,12 +152,12 @@ impl Diagnostics {
         self.0.iter().filter(|diagnostic| diagnostic.severity == Severity::Error).count()
     }
 
-    /// Keeps one of findings that say the same of the same place.
+    /// Keeps the first of findings that say the same of one file.
     pub(crate) fn deduplicate(&mut self) {
-        let mut known: Vec<(&'static str, String, Option<Place>, String)> = Vec::new();
+        let mut known: Vec<(&'static str, String, String)> = Vec::new();
         self.0.retain(|diagnostic| {
-            let key = (diagnostic.code, diagnostic.file.clone(), diagnostic.place, diagnostic.message.clone());
-            let is_new = !known.contains(&key);
+            let key = (diagnostic.code, diagnostic.file.clone(), diagnostic.message.clone());
+            let is_new = !diagnostic.file.ends_with(".sql") || !known.contains(&key);
             known.push(key);
             is_new
         });

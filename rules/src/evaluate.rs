@@ -256,6 +256,10 @@ impl Evaluator {
     ) -> Result<(), RateError> {
         let mut by_window: HashMap<Window, Vec<RecordBatch>> = HashMap::with_capacity(windows.len());
         for (target, output) in outputs {
+            if let Some(contract) = &target.contract {
+                let shaper = Shaper { rule, window: target.window };
+                shaper.of_contract(&output, contract)?;
+            }
             by_window.entry(target.window).or_default().push(output);
         }
         for (window, outputs) in by_window {

@@ -162,8 +162,10 @@ impl Inputs {
             self.schemas.keys().filter_map(|input| if let Input::Upstream(rule) = input { Some(rule.clone()) } else { None }).collect();
         let earlier: Vec<String> =
             self.schemas.keys().filter_map(|input| if let Input::Earlier(rule) = input { Some(rule.clone()) } else { None }).collect();
-        let read: Vec<&Rule> =
+        let mut read: Vec<&Rule> =
             rules.iter().filter(|rule| rule.name != own && (upstream.contains(&rule.name) || earlier.contains(&rule.name))).collect();
+        // The same version whatever order the files come in.
+        read.sort_by(|a, b| (&a.name, &a.version).cmp(&(&b.name, &b.version)));
         let reads_own_usage = rewritten.tables.iter().any(|table| table == "usage" || table == "opening");
         let mut meters = if reads_own_usage { checked.meters } else { Some(Vec::new()) };
         for rule in &read {

@@ -131,6 +131,15 @@ impl Reader<'_> {
         let places = self.given(options);
         let get = |name: &str| places.given(name).and_then(|given| Some((given.value.clone()?, given.value_place)));
         let (timezone, zone_place) = get("timezone").unwrap_or_else(|| ("UTC".to_owned(), None));
+        if options.is_empty() {
+            let help = "write WITH (window = 'month', timezone = 'Europe/London', effective_from = '2026-01-01') before AS";
+            self.error("option-missing", self.source.head(0), "the rule has no window and no effective_from", help);
+            return None;
+        }
+        if self.diagnostics.0.len() > before && (places.given("window").is_none() || places.given("effective_from").is_none()) {
+            // What is missing is probably what was misspelt.
+            return None;
+        }
         let window = self.required(&places, "window", "add window = 'month'");
         let from =
             self.required(&places, "effective_from", "add effective_from = '2026-01-01': the first day whose windows the rule rates");

@@ -160,6 +160,9 @@ impl RuleProject {
     }
 }
 
+/// Says an error: code, place, message and help.
+type Say<'a> = dyn FnMut(&'static str, Option<Place>, String, &str) + 'a;
+
 /// Tables that no rule can be called after.
 const TAKEN: [&str; 5] = ["usage", "opening", "billing_window", "charges", "earlier"];
 
@@ -287,7 +290,7 @@ impl Draft {
         }
     }
 
-    fn check_carry(&self, usage: &UsageSchema, error: &mut dyn FnMut(&'static str, Option<Place>, String, &str)) {
+    fn check_carry(&self, usage: &UsageSchema, error: &mut Say<'_>) {
         let (options, places) = (&self.parsed.options, &self.parsed.places);
         let schema = inputs::without_arrival(usage.stored());
         for column in &options.carry {

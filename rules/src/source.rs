@@ -270,10 +270,59 @@ impl Source {
     }
 
     fn is_word(&self, index: usize, word: &str) -> bool {
-        matches!(self.tokens.get(index).map(|token| &token.token), Some(Token::Word(found)) if found.quote_style.is_none() && found.value.eq_ignore_ascii_case(word))
+        let Some(Token::Word(found)) = self.tokens.get(index).map(|token| &token.token) else { return false };
+        found.quote_style.is_none() && found.value.eq_ignore_ascii_case(word)
     }
 
     fn is_any_word(&self, index: usize) -> bool {
         matches!(self.tokens.get(index).map(|token| &token.token), Some(Token::Word(_)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    /// What is underlined of each column of a SELECT.
+    fn check(select: &str, expected: &[&str]) {
+        let text = format!("-- comment\n{select}");
+        let source = Source::new("r.sql".to_owned(), text.clone());
+        let statements = sqlparser::parser::Parser::new(&RuleDialect).try_with_sql(&text).unwrap().parse_statements().unwrap();
+        let sqlparser::ast::Statement::Query(query) = &statements[0] else { panic!("a query") };
+        let sqlparser::ast::SetExpr::Select(parsed) = query.body.as_ref() else { panic!("a SELECT") };
+        let shown: Vec<String> = parsed
+            .projection
+            .iter()
+            .map(|item| match item {
+                sqlparser::ast::SelectItem::UnnamedExpr(expr) | sqlparser::ast::SelectItem::ExprWithAlias { expr, .. } => {
+                    let place = source.of(expr).unwrap();
+                    let columns = usize::try_from(place.column).unwrap() - 1..usize::try_from(place.end_column).unwrap() - 1;
+                    select[columns].to_owned()
+                }
+                other => panic!("{other}"),
+            })
+            .collect();
+        assert_eq!(shown, expected);
+    }
+
+    #[test]
+    fn expressions_are_underlined_whole() {
+        check(
+            "SELECT CAST(sum(a) AS DECIMAL(10, 2)) * 2, sum(a)::NUMERIC(3, 1), TRY_CAST(a AS DATE)",
+            &["CAST(sum(a) AS DECIMAL(10, 2)) * 2", "sum(a)::NUMERIC(3, 1)", "TRY_CAST(a AS DATE)"],
+        );
+        check(
+            "SELECT lag(a) OVER (PARTITION BY b ORDER BY c) AS x, count(*) FILTER (WHERE (a)) , f(g(1), (2))",
+            &["lag(a) OVER (PARTITION BY b ORDER BY c)", "count(*) FILTER (WHERE (a))", "f(g(1), (2))"],
+        );
+        check(
+            "SELECT -a, NOT a, (a + b) * c, INTERVAL '1 day', DATE '2026-01-01', EXTRACT(hour FROM t)",
+            &["-a", "NOT a", "(a + b) * c", "INTERVAL '1 day'", "DATE '2026-01-01'", "EXTRACT(hour FROM t)"],
+        );
+        check(
+            "SELECT a IS NOT NULL, a IN (1, (2)), a BETWEEN 1 AND f(2), m['x'], ceil(a), CASE WHEN a THEN 1 END",
+            &["a IS NOT NULL", "a IN (1, (2))", "a BETWEEN 1 AND f(2)", "m['x']", "ceil(a)", "CASE WHEN a THEN 1 END"],
+        );
     }
 }

@@ -128,12 +128,16 @@ pub(crate) fn plain(expr: &Expr) -> &Expr {
 /// Whether the expression is `alias.column`, or the bare column.
 pub(crate) fn is_column(expr: &Expr, alias: &Ident, column: &str) -> bool {
     match plain(expr) {
-        Expr::CompoundIdentifier(parts) => {
-            matches!(parts.as_slice(), [table, name] if table.value.eq_ignore_ascii_case(&alias.value) && name.value.eq_ignore_ascii_case(column))
-        }
+        Expr::CompoundIdentifier(parts) => is_column_of(expr, alias) && parts[1].value.eq_ignore_ascii_case(column),
         Expr::Identifier(name) => name.value.eq_ignore_ascii_case(column),
         _ => false,
     }
+}
+
+/// Whether the expression is a column of `alias`.
+pub(crate) fn is_column_of(expr: &Expr, alias: &Ident) -> bool {
+    let Expr::CompoundIdentifier(parts) = plain(expr) else { return false };
+    parts.len() == 2 && parts[0].value.eq_ignore_ascii_case(&alias.value)
 }
 
 /// The last part of a column's name.
@@ -157,10 +161,10 @@ pub(crate) fn any(expr: &Expr, mut test: impl FnMut(&Expr) -> bool) -> bool {
 
 /// Whether the expression names any column of `alias`.
 pub(crate) fn mentions_table(expr: &Expr, alias: &Ident) -> bool {
-    any(
-        expr,
-        |expr| matches!(expr, Expr::CompoundIdentifier(parts) if parts.first().is_some_and(|table| table.value.eq_ignore_ascii_case(&alias.value))),
-    )
+    any(expr, |part| {
+        let Expr::CompoundIdentifier(parts) = part else { return false };
+        parts.first().is_some_and(|table| table.value.eq_ignore_ascii_case(&alias.value))
+    })
 }
 
 /// Whether one of the conditions joined by AND is `alias.column = something else`.

@@ -22,6 +22,9 @@ const CODES_MIN: usize = 50;
 /// Files whose mistake has no place in the text.
 const WITHOUT_PLACE: [&str; 2] = ["empty_file", "nested_too_deeply"];
 
+/// Files whose mistake only the engine's configuration shows: meters that nobody sends.
+const BEYOND: [&str; 3] = ["meter_in_other_case", "meter_misspelt", "no_meter"];
+
 /// Words of the planner that an analyst does not know.
 const FOREIGN: [&str; 6] = ["Error during planning", "Internal error", "DataFusion", "Decimal128", "Utf8", "UDF"];
 
@@ -75,8 +78,8 @@ async fn every_mistake_is_told() {
         told += usize::from(!found.is_empty());
         codes.extend(found.iter().map(|diagnostic| diagnostic.code));
         wrong.extend(found.iter().flat_map(|diagnostic| faults(&name, diagnostic)));
-        if found.is_empty() {
-            wrong.push(format!("{name}: nothing is said"));
+        if found.is_empty() != BEYOND.contains(&name.as_str()) {
+            wrong.push(format!("{name}: {} findings", found.len()));
         }
         let rendered = found.iter().map(|diagnostic| diagnostic.render(false)).collect::<Vec<_>>().join("\n\n") + "\n";
         let snapshot = snapshots.join(format!("{name}.txt"));

@@ -9,7 +9,8 @@ use ratemill_schemas::{Window, WindowSpec};
 use ratemill_schemas::windows::WindowError;
 
 use super::manifest::WindowTask;
-use super::state::{EngineState, Finalized, OpenWindow};
+use super::finalized::Finalized;
+use super::state::{EngineState, OpenWindow};
 
 /// When windows become final.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -112,7 +113,7 @@ fn periods_of(
     };
     let mut rated = Vec::with_capacity(contracts.len());
     for contract in contracts {
-        let window = match state.published_period(&rule.name, &contract, time) {
+        let window = match state.finalized.published_period(&rule.name, &contract, time) {
             Some(published) => Some(published),
             None => periods.period_of(&contract, time)?,
         };
@@ -125,9 +126,9 @@ fn periods_of(
 pub(super) fn reach_onward(state: &EngineState, reference: &ReferenceData, touched: &mut [Touched<'_>]) -> Result<(), WindowError> {
     for Touched { rule, windows, earliest } in touched.iter_mut().filter(|touched| touched.rule.reach == Reach::Onward) {
         let Some((time, ingested)) = *earliest else { continue };
-        let Some(to) = state.finalized.iter().filter(|range| range.rule == rule.name).map(|range| range.end).max() else { continue };
+        let Some(to) = state.finalized.of_rule(&rule.name).map(|range| range.end).max() else { continue };
         for rated in rule.rated_between(reference, time, to)? {
-            if rated.window.start > time && state.finalized(&rule.name, &rated).is_some() {
+            if rated.window.start > time && state.finalized.get(&rule.name, &rated).is_some() {
                 windows.entry(rated).or_insert(ingested);
             }
         }
@@ -147,7 +148,7 @@ pub(super) fn late_for_former(
     reach_onward(state, reference, &mut touched)?;
     for Touched { rule, windows, .. } in touched {
         for window in windows.into_keys() {
-            if let Some(range) = state.finalized(&rule.name, &window)
+            if let Some(range) = state.finalized.get(&rule.name, &window)
                 && range.published
                 && range.rule_version == rule.version
             {
@@ -173,12 +174,12 @@ pub(super) fn note_usage(state: &mut EngineState, touched: Vec<Touched<'_>>, wat
     let mut late = Vec::new();
     for Touched { rule, windows, .. } in touched {
         for (window, first_ingest) in windows {
-            match state.finalized(&rule.name, &window) {
+            match state.finalized.get(&rule.name, &window) {
                 Some(range) if range.published => late.push(late_task(range, window)),
                 found => {
                     let was_closed = found.is_some();
                     if was_closed {
-                        state.reopen(&rule.name, &window);
+                        state.finalized.remove(&rule.name, &window);
                     }
                     if !state.open.iter().any(|open| open.rule == rule.name && open.window == window) {
                         let deadline = window.window.end.saturating_add(rule.options.grace);
@@ -215,18 +216,18 @@ pub(super) fn due(state: &EngineState, project: &RuleProject, clock: i64, finali
             });
         };
         for rated in rule.rated_between(&project.reference, from, to)? {
-            let published = state.finalized(&rule.name, &rated);
+            let published = state.finalized.get(&rule.name, &rated);
             let window = rated.window;
             let is_due = match finalize {
                 Finalize::Range { from, to, begun, re_rate } => {
                     // A period that was cut differently is re-rated together with the published one that it overlaps.
                     let span = if re_rate { Window { start: from, end: to } } else { Window { start: 0, end: 0 } };
-                    let held = state.is_cut_differently(&rule.name, &rated, span);
+                    let held = state.finalized.is_cut_differently(&rule.name, &rated, span);
                     let inside = window.start >= from && window.end <= to && window.start <= begun;
                     inside && (re_rate || published.is_none()) && !held
                 }
                 // A contract that was changed in a published period waits for --re-rate, lest it is charged twice.
-                _ => published.is_none() && is_due(state, rule, &rated, clock) && !state.is_cut_differently(&rule.name, &rated, Window { start: 0, end: 0 }),
+                _ => published.is_none() && is_due(state, rule, &rated, clock) && !state.finalized.is_cut_differently(&rule.name, &rated, Window { start: 0, end: 0 }),
             };
             if is_due {
                 let cause = if published.is_some_and(|range| range.published) { "re-rate" } else { "window closed" };
@@ -254,21 +255,19 @@ fn add_readers(state: &EngineState, project: &RuleProject, tasks: &mut Vec<Windo
             };
             let changed: Vec<Window> =
                 tasks.iter().filter(|task| task.cause == "re-rate" && reads(&task.rule)).map(|task| task.window.window).collect();
-            let ends = state.finalized.iter().filter(|range| range.rule == rule.name && range.published).map(|range| range.end);
+            let ends = state.finalized.of_rule(&rule.name).filter(|range| range.published).map(|range| range.end);
             let (Some(from), Some(to)) = (changed.iter().map(|window| window.start).min(), ends.max()) else { continue };
             for rated in rule.rated_between(&project.reference, from, to)? {
                 let around = |window: &Window| rated.window.start <= window.start && window.end <= rated.window.end;
                 let after = |window: &Window| rule.reach == Reach::Onward && window.start <= rated.window.start;
                 let is_read = changed.iter().any(|window| around(window) || after(window));
                 let is_known = tasks.iter().any(|task| task.rule == rule.name && task.window == rated);
-                if is_read && !is_known && state.finalized(&rule.name, &rated).is_some_and(|range| range.published) {
-                    tasks.push(WindowTask {
-                        rule: rule.name.clone(),
-                        rule_version: rule.version.clone(),
-                        reference_version: project.reference.version().to_owned(),
-                        window: rated,
-                        cause: "re-rate".to_owned(),
-                    });
+                if is_read
+                    && !is_known
+                    && let Some(range) = state.finalized.get(&rule.name, &rated).filter(|range| range.published)
+                {
+                    // Its own usage stays at the prices that it was published with.
+                    tasks.push(WindowTask { cause: "re-rate".to_owned(), ..late_task(range, rated) });
                 }
             }
         }
@@ -287,7 +286,7 @@ fn stale_periods(
     to: i64,
 ) -> Result<Vec<RuleWindow>, WindowError> {
     let mut stale = Vec::new();
-    for range in state.finalized.iter().filter(|range| range.rule == rule.name && range.published && rule.in_force_at(range.start)) {
+    for range in state.finalized.of_rule(&rule.name).filter(|range| range.published && rule.in_force_at(range.start)) {
         let Some(contract) = &range.contract_id else { continue };
         let window = Window { start: range.start, end: range.end };
         let rated = RuleWindow { window, contract_id: Some(contract.clone()) };

@@ -16,7 +16,8 @@ use super::books::{of_contract, rows_of};
 use super::due;
 use super::manifest::{Manifest, WindowTask};
 use super::run::{EpochError, Epochs};
-use super::state::{EngineState, Finalized};
+use super::finalized::Finalized;
+use super::state::EngineState;
 use crate::ledger::{self, Posting};
 
 /// Charges that this epoch evaluated, by rule and window.
@@ -50,7 +51,11 @@ impl Epochs {
                 Err(error) => return Err(error),
             };
             let wrong = |message: String| EpochError::Version { rule: name.to_owned(), version: rule_version.to_owned(), message };
-            let rule = project.rule(name, rule_version).ok_or_else(|| wrong("is not what its name in the lake says".to_owned()))?;
+            let Some(rule) = project.rule(name, rule_version) else {
+                failed.insert(name.to_owned());
+                self.note_failure(&wrong("is not what its name in the lake says".to_owned()), name, &tasks, state, failures);
+                continue;
+            };
             let read = closure(&project, rule);
             if let Some(upstream) = read.iter().find(|upstream| *upstream != name && failed.contains(*upstream)) {
                 failed.insert(name.to_owned());
@@ -82,7 +87,7 @@ impl Epochs {
                 let Some(charges) = results.get(&task.window.window) else { continue };
                 let charges = of_contract(charges, &task.window).map_err(arrow)?;
                 let before = rows_of(&published, &task.window).map_err(arrow)?;
-                let known = state.finalized(&task.rule, &task.window).is_some_and(|range| range.published);
+                let known = state.finalized.get(&task.rule, &task.window).is_some_and(|range| range.published);
                 let had_usage = state.open.iter().any(|open| open.rule == task.rule && open.window == task.window);
                 let posting = self.posting(manifest, task, known)?;
                 let rows = ledger::post(&before, &charges, &posting).map_err(arrow)?;
@@ -90,7 +95,7 @@ impl Epochs {
                     state.finalize(Finalized::window(task, known || had_usage || charges.num_rows() > 0));
                 } else {
                     // The contract has no such period any more, and its charges are taken back.
-                    state.reopen(&task.rule, &task.window);
+                    state.finalized.remove(&task.rule, &task.window);
                 }
                 evaluated.entry(name.to_owned()).or_default().insert(task.window.clone(), charges);
                 postings.extend(rows);
@@ -219,7 +224,7 @@ impl Epochs {
     ) -> Result<BTreeMap<Window, Vec<(RuleWindow, RecordBatch)>>, EpochError> {
         let arrow = |source| EpochError::Arrow { epoch: self.last, source };
         let mut windows: BTreeMap<Window, Vec<RuleWindow>> = BTreeMap::new();
-        let published = state.finalized.iter().filter(|range| range.rule == name && range.published);
+        let published = state.finalized.of_rule(name).filter(|range| range.published);
         let Some(from) = published.clone().map(|range| range.start).min() else { return Ok(BTreeMap::new()) };
         let mut versions: Vec<&Rule> = project.rules.iter().filter(|rule| rule.name == name).collect();
         versions.extend(self.project.rules.iter().filter(|rule| rule.name == name));
@@ -227,7 +232,7 @@ impl Epochs {
         for version in versions {
             for rated in version.rated_between(&project.reference, from.max(span.start), span.end)? {
                 let inside = span.start <= rated.window.start && rated.window.end <= span.end;
-                let is_published = state.finalized(name, &rated).is_some_and(|range| range.published);
+                let is_published = state.finalized.get(name, &rated).is_some_and(|range| range.published);
                 let all = whole.entry(rated.window).or_insert(true);
                 *all &= inside && is_published;
                 let known = windows.entry(rated.window).or_default();

@@ -82,7 +82,7 @@ impl Epochs {
     }
 
     pub(super) async fn load_former(&mut self) {
-        for range in self.state.finalized.clone() {
+        for range in Vec::from(self.state.finalized.clone()) {
             let known = |rule: &Rule| rule.name == range.rule && rule.version == range.rule_version;
             if !range.published || self.project.rules.iter().any(known) || self.former.iter().any(known) {
                 continue;

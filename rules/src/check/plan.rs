@@ -117,6 +117,10 @@ fn classified(message: String, notes: String, culprit: Option<&Expr>) -> (&'stat
             "take one column, and max(…), sum(…) or a condition on the whole key".to_owned(),
         );
     }
+    if has("exchange_rates") {
+        let help = "add reference/exchange_rates.csv with from_currency, to_currency, rate, valid_from and valid_to";
+        return ("exchange-rates", message, help.to_owned());
+    }
     if has("Invalid function") || has("There is no UDAF") || has("Unable to find expected") {
         return ("function-unknown", message, "FUNCTIONS.md lists the functions of rules".to_owned());
     }

@@ -238,6 +238,11 @@ impl Syntax<'_, '_> {
                     .or(place);
                 return self.reading.error("argument-named", place, "arguments have no names here", "write them in their order");
             }
+            if name == "unique" && list.args.len() != 1 {
+                let place = self.source().of(expr);
+                let message = format!("`unique` is called with {} arguments", list.args.len());
+                return self.reading.error("argument-count", place, message, "write unique(x); of several, unique(a || ' ' || b)");
+            }
             if list.duplicate_treatment.is_some() && list.args.len() > 1 {
                 let place = self.source().of(expr);
                 return self.reading.error(
@@ -256,7 +261,8 @@ impl Syntax<'_, '_> {
                 Some(WindowType::NamedWindow(window)) => !self.is_unordered(&window.value),
                 None => true,
             };
-            if !ordered && !(name == "row_number" && self.in_order.last() == Some(&true)) {
+            let in_order = name == "row_number" && self.in_order.last() == Some(&true);
+            if !ordered && !in_order {
                 let place = self.source().of(expr);
                 let message = format!("`{name}` without ORDER BY depends on the order in which rows come");
                 self.reading.error("order-missing", place, message, "write OVER (PARTITION BY … ORDER BY u.time, u.id)");
@@ -440,9 +446,8 @@ impl Visitor for Syntax<'_, '_> {
         match expr {
             Expr::BinaryOp { left, op, right } => self.binary(expr, left, op, right),
             Expr::InList { list, .. } => {
-                if let Some(null) = list.iter().find(|element| is_null_literal(element)) {
+                if list.iter().any(is_null_literal) {
                     let place = self.source().of(expr);
-                    let _ = null;
                     self.reading.error(
                         "null-comparison",
                         place,

@@ -36,9 +36,8 @@ impl Tables<'_, '_> {
 
     fn named(&mut self, name: &ObjectName) {
         let place = self.place(name);
-        if let Some(rule) = earlier_name(name) {
-            // Whether there is such a rule is a question of its options.
-            let _ = rule;
+        if earlier_name(name).is_some() {
+            // Whether there is such a rule is asked with its options.
             return;
         }
         let Some(table) = single_name(name) else {

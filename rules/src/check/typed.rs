@@ -40,8 +40,8 @@ pub(super) struct Types<'a> {
 pub(super) async fn scopes(query: &Query, state: &SessionState, rounding: Option<Rounding>) -> Vec<Scope> {
     let mut scopes = Vec::new();
     collect(query, &[], None, &mut scopes);
-    for index in 0..scopes.len() {
-        scopes[index].columns = columns(&scopes[index], state, rounding).await;
+    for scope in &mut scopes {
+        scope.columns = columns(scope, state, rounding).await;
     }
     scopes
 }

@@ -343,12 +343,7 @@ impl Expressions<'_, '_, '_> {
                 let message = format!("`{op}` takes numbers; `{operand}` is {}", describe(data_type));
                 let code = "operand-type";
                 let help = number_help(data_type);
-                let place = if number_literal(operand).is_none() && text_literal(operand).is_none() && *op == BinaryOperator::Multiply {
-                    expr
-                } else {
-                    expr
-                };
-                return self.error(place, code, message, help);
+                return self.error(expr, code, message, help);
             }
         }
         if is_instant(&a) && is_period(&b) && *op != BinaryOperator::Multiply && calendar_interval(right) {

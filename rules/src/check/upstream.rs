@@ -162,3 +162,39 @@ fn sum_of_amounts(select: &Select, alias: &Ident) -> Option<Expr> {
     });
     found
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn window(text: &str, zone: &str) -> WindowSpec {
+        WindowSpec::parse(text, ratemill_schemas::windows::zone(zone).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn shorter_windows_lie_inside_longer_ones_of_the_same_zone() {
+        let london = "Europe/London";
+        for (inner, outer) in [
+            ("day", "month"),
+            ("month", "year"),
+            ("month", "month"),
+            ("15 minutes", "day"),
+            ("hour", "month"),
+            ("5 minutes", "hour"),
+            ("day", "week"),
+        ] {
+            assert!(lies_inside(&window(inner, london), &window(outer, london)), "{inner} in {outer}");
+        }
+        for (inner, outer) in [("year", "month"), ("week", "month"), ("7 minutes", "hour"), ("day", "hour"), ("month", "week")] {
+            assert!(!lies_inside(&window(inner, london), &window(outer, london)), "{inner} in {outer}");
+        }
+        assert!(!lies_inside(&window("day", "UTC"), &window("month", london)));
+        // Days in Kolkata begin at half past.
+        assert!(!lies_inside(&window("hour", "UTC"), &window("day", "Asia/Kolkata")));
+        assert!(lies_inside(&window("30 minutes", "UTC"), &window("day", "Asia/Kolkata")));
+        let anchored = window("month", london).anchored("15").unwrap();
+        assert!(!lies_inside(&anchored, &window("month", london)));
+        assert!(lies_inside(&window("day", london), &anchored));
+    }
+}

@@ -42,6 +42,21 @@ pub fn stored_type(data_type: &DataType) -> DataType {
 }
 
 impl Shaper<'_> {
+    /// Charges of a billing period are those of its contract.
+    pub(super) fn of_contract(&self, output: &RecordBatch, contract: &str) -> Result<(), RateError> {
+        let Some(found) = output.column_by_name("contract_id") else {
+            return Err(self.failed("?", "a rule of billing periods returns contract_id, which says whose period it is".to_owned()));
+        };
+        let found = self.convert("contract_id", found, &DataType::Utf8)?;
+        match found.as_string::<i32>().iter().find(|found| *found != Some(contract)) {
+            Some(other) => {
+                let other = other.map_or_else(|| "null".to_owned(), |other| format!("`{other}`"));
+                Err(self.failed("?", format!("contract_id is {other} in the billing period of contract `{contract}`; return the contract's own id")))
+            }
+            None => Ok(()),
+        }
+    }
+
     /// No charges, in the columns of the rule.
     pub(super) fn empty(&self) -> RecordBatch {
         let nothing = RecordBatch::new_empty(Arc::new(Schema::empty()));

@@ -28,8 +28,11 @@ pub(crate) struct Parameter {
     kind: Kind,
 }
 
-/// Functions that are no plain formulas: name, parameters, and how many of them must be given.
-const OTHERS: [(&str, &[(&str, Kind)], usize); 12] = [
+/// Name, parameters, and how many of them must be given.
+type Other = (&'static str, &'static [(&'static str, Kind)], usize);
+
+/// Functions that are no plain formulas.
+const OTHERS: [Other; 12] = [
     ("round_money", &[("amount", Kind::Number), ("currency", Kind::Text), ("mode", Kind::Text)], 2),
     ("round", &[("number", Kind::Number), ("places", Kind::Integer), ("mode", Kind::Text)], 1),
     ("ceil", &[("number", Kind::Number), ("places", Kind::Integer)], 1),
