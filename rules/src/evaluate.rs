@@ -129,7 +129,16 @@ impl Evaluator {
     /// An evaluator over `usage`, which has the columns of `UsageSchema::stored` and holds every event once.
     #[must_use]
     pub fn new(runtime: Arc<RuntimeEnv>, limits: SessionLimits, project: Arc<RuleProject>, usage: Arc<dyn TableProvider>) -> Self {
-        Self { runtime, limits, project, usage, mode: Mode::Auto, given: BTreeMap::new(), published: HashMap::new(), evaluated: Arc::default() }
+        Self {
+            runtime,
+            limits,
+            project,
+            usage,
+            mode: Mode::Auto,
+            given: BTreeMap::new(),
+            published: HashMap::new(),
+            evaluated: Arc::default(),
+        }
     }
 
     /// The same, evaluating in this way.

@@ -212,8 +212,7 @@ impl Lifter<'_> {
         }
         let mut input = self.lift(&aggregate.input)?;
         let Some(mut window) = input.window.clone() else {
-            let same =
-                Aggregate::try_new(Arc::new(input.plan), aggregate.group_expr.clone(), aggregate.aggr_expr.clone())?;
+            let same = Aggregate::try_new(Arc::new(input.plan), aggregate.group_expr.clone(), aggregate.aggr_expr.clone())?;
             return Ok(Node { plan: LogicalPlan::Aggregate(same), window: None });
         };
         let mut aggregates = aggregate.aggr_expr.clone();
@@ -258,8 +257,7 @@ impl Lifter<'_> {
             return Ok(Node { plan: LogicalPlan::Window(same), window: None });
         };
         let before = input.plan.schema().fields().len();
-        let functions: Vec<Expr> =
-            node.window_expr.iter().map(|expr| partitioned(expr.clone(), &window)).collect::<Result<_, _>>()?;
+        let functions: Vec<Expr> = node.window_expr.iter().map(|expr| partitioned(expr.clone(), &window)).collect::<Result<_, _>>()?;
         let lifted = WindowNode::try_new(functions, Arc::new(input.plan))?;
         let old = node.input.schema().fields().len();
         let columns: Vec<Expr> = lifted
@@ -285,16 +283,11 @@ impl Lifter<'_> {
         }
         let (mut left, mut right) = (self.lift(&join.left)?, self.lift(&join.right)?);
         if left.window.is_some() || right.window.is_some() {
-            if matches!(
-                join.join_type,
-                JoinType::Left | JoinType::Full | JoinType::LeftSemi | JoinType::LeftAnti | JoinType::LeftMark
-            ) {
+            if matches!(join.join_type, JoinType::Left | JoinType::Full | JoinType::LeftSemi | JoinType::LeftAnti | JoinType::LeftMark) {
                 left = self.windowed(left)?;
             }
-            if matches!(
-                join.join_type,
-                JoinType::Right | JoinType::Full | JoinType::RightSemi | JoinType::RightAnti | JoinType::RightMark
-            ) {
+            if matches!(join.join_type, JoinType::Right | JoinType::Full | JoinType::RightSemi | JoinType::RightAnti | JoinType::RightMark)
+            {
                 right = self.windowed(right)?;
             }
         }

@@ -294,12 +294,14 @@ mod tests {
 
     #[test]
     fn gaps_and_overlaps_of_a_key_are_found() {
-        let declared = |gaps: &str| {
-            format!("{gaps}key = [\"plan\"]\n[columns]\nplan = \"text\"\nvalid_from = \"date\"\nvalid_to = \"date?\"\n")
-        };
+        let declared =
+            |gaps: &str| format!("{gaps}key = [\"plan\"]\n[columns]\nplan = \"text\"\nvalid_from = \"date\"\nvalid_to = \"date?\"\n");
         let gap = "plan,valid_from,valid_to\na,2026-01-01,2026-02-01\na,2026-03-01,\n";
         let (_, warned) = load("plans", &declared(""), gap);
-        assert!(!warned.has_errors() && warned.to_string().contains("has no row from 2026-02-01T00:00:00Z to 2026-03-01T00:00:00Z"), "{warned}");
+        assert!(
+            !warned.has_errors() && warned.to_string().contains("has no row from 2026-02-01T00:00:00Z to 2026-03-01T00:00:00Z"),
+            "{warned}"
+        );
         assert!(load("plans", &declared("gaps = \"refused\"\n"), gap).1.has_errors());
         assert!(load("plans", &declared("gaps = \"allowed\"\n"), gap).1.0.is_empty());
         let overlap = "plan,valid_from,valid_to\na,2026-01-01,2026-02-01\na,2026-01-31,\n";
@@ -310,7 +312,11 @@ mod tests {
     #[test]
     fn rows_of_a_list_become_one_column() {
         let declared = "key = [\"tariff\"]\n[columns]\ntariff = \"text\"\ndays = \"text\"\nfrom_time = \"text\"\nto_time = \"text\"\nunit_price = \"decimal\"\n[lists]\nwindows = [\"days\", \"from_time\", \"to_time\", \"unit_price\"]\n";
-        let (data, found) = load("tariffs", declared, "tariff,days,from_time,to_time,unit_price\nt,1-5,00:00,24:00,1\ns,1-7,00:00,24:00,2\nt,6,00:00,24:00,3\n");
+        let (data, found) = load(
+            "tariffs",
+            declared,
+            "tariff,days,from_time,to_time,unit_price\nt,1-5,00:00,24:00,1\ns,1-7,00:00,24:00,2\nt,6,00:00,24:00,3\n",
+        );
         assert!(found.0.is_empty(), "{found}");
         let batch = data.table("tariffs").unwrap().batch();
         assert_eq!((batch.num_rows(), batch.num_columns()), (2, 2));

@@ -166,9 +166,8 @@ impl BillingPeriods {
 
 impl Terms {
     fn window_of(&self, time: i64) -> Result<Window, WindowError> {
-        let month = Period::Month
-            .window_of(time, &self.zone, self.anchor_day)
-            .ok_or_else(|| WindowError::OutOfRange(format_instant(time)))?;
+        let month =
+            Period::Month.window_of(time, &self.zone, self.anchor_day).ok_or_else(|| WindowError::OutOfRange(format_instant(time)))?;
         Ok(Window { start: month.start.max(self.from), end: month.end.min(self.to) })
     }
 }
@@ -236,10 +235,7 @@ mod tests {
         // Start and end make stubs; the end is outside.
         assert_eq!(
             windows(&[row("a", "s", 15, "UTC", "2024-01-20", "2024-03-01")], "2025-01-01T00:00:00Z"),
-            [
-                "a 2024-01-20T00:00:00Z to 2024-02-15T00:00:00Z",
-                "a 2024-02-15T00:00:00Z to 2024-03-01T00:00:00Z"
-            ]
+            ["a 2024-01-20T00:00:00Z to 2024-02-15T00:00:00Z", "a 2024-02-15T00:00:00Z to 2024-03-01T00:00:00Z"]
         );
         // A changed anchor cuts; a row that changes neither anchor nor zone does not.
         assert_eq!(
@@ -285,7 +281,9 @@ mod tests {
             let error = BillingPeriods::new(&rows).unwrap_err();
             assert!(error.contains(expected), "{error}");
         }
-        assert!(BillingPeriods::new(&[row("a", "s", 1, "UTC", "2024-01-01", "2024-02-01"), row("b", "s", 5, "UTC", "2024-02-01", "")]).is_ok());
+        assert!(
+            BillingPeriods::new(&[row("a", "s", 1, "UTC", "2024-01-01", "2024-02-01"), row("b", "s", 5, "UTC", "2024-02-01", "")]).is_ok()
+        );
     }
 
     #[test]

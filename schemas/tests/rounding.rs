@@ -32,7 +32,8 @@ fn raw() -> impl Strategy<Value = i128> {
     prop_oneof![
         -LIMIT + 1..LIMIT,
         (-1000_i128..1000, power.clone()).prop_filter_map("fits", |(n, power)| n.checked_mul(power).filter(|raw| raw.abs() < LIMIT)),
-        (-1000_i128..1000, power).prop_filter_map("fits", |(n, power)| n.checked_mul(power)?.checked_add(power / 2).filter(|raw| raw.abs() < LIMIT)),
+        (-1000_i128..1000, power)
+            .prop_filter_map("fits", |(n, power)| n.checked_mul(power)?.checked_add(power / 2).filter(|raw| raw.abs() < LIMIT)),
         -1_000_000_i128..1_000_000,
     ]
 }

@@ -18,9 +18,8 @@ WITH rated AS (
 unnested AS (
     SELECT case_id, unnest(stretches) AS stretch FROM rated
 ),
--- unnest keeps the order of the list.
 stretches AS (
-    SELECT case_id, CAST(row_number() OVER () AS BIGINT) AS position,
+    SELECT case_id, get_field(stretch, 'stretch') AS position,
            get_field(stretch, 'seconds') AS seconds, get_field(stretch, 'amount') AS amount
     FROM unnested
 ),

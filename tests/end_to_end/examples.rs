@@ -27,7 +27,11 @@ fn copy(name: &str) -> tempfile::TempDir {
         for entry in std::fs::read_dir(from).unwrap() {
             let entry = entry.unwrap();
             let target = to.join(entry.file_name());
-            if entry.file_type().unwrap().is_dir() { copy_all(&entry.path(), &target) } else { std::fs::copy(entry.path(), target).map(drop).unwrap() }
+            if entry.file_type().unwrap().is_dir() {
+                copy_all(&entry.path(), &target)
+            } else {
+                std::fs::copy(entry.path(), target).map(drop).unwrap()
+            }
         }
     }
     let copied = tempfile::tempdir().unwrap();
@@ -37,7 +41,8 @@ fn copy(name: &str) -> tempfile::TempDir {
 
 #[test]
 fn every_example_charges_what_was_worked_out_by_hand() {
-    let found: Vec<String> = std::fs::read_dir(folder("")).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    let found: Vec<String> =
+        std::fs::read_dir(folder("")).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
     assert_eq!(found.len(), EXAMPLES.len(), "{found:?}");
     for (name, options) in EXAMPLES {
         let copied = copy(name);

@@ -132,7 +132,10 @@ fn billing_periods_are_the_contracts_own() {
     let late = [kwh("late", "m2", "2026-02-01T00:00:00Z", "5")];
     let (_, owed) = in_two_steps(prepare, &usage, &late);
     let of = |contract: &str| -> Vec<String> {
-        owed.iter().filter(|line| line.contains(&format!(",{contract},"))).map(|line| line.split_once("Energy,").unwrap().1.to_owned()).collect()
+        owed.iter()
+            .filter(|line| line.contains(&format!(",{contract},")))
+            .map(|line| line.split_once("Energy,").unwrap().1.to_owned())
+            .collect()
     };
     assert_eq!(
         of("k1")[..2],
@@ -255,7 +258,9 @@ fn a_late_level_reaches_windows_that_were_closed_empty_and_those_of_the_next_ver
     let (_, owed) = in_two_steps(
         |project| {
             let dated = |options: &str, factor: &str| {
-                LEVELS.replace("effective_from = '2026-01-01'", options).replace("w.window_end) AS", &format!("w.window_end) * {factor} AS"))
+                LEVELS
+                    .replace("effective_from = '2026-01-01'", options)
+                    .replace("w.window_end) AS", &format!("w.window_end) * {factor} AS"))
             };
             project.write("rules/energy.sql", &dated("effective_from = '2026-01-01', effective_to = '2026-03-01'", "1"));
             project.write("rules/energy_2.sql", &dated("effective_from = '2026-03-01'", "2"));
@@ -335,12 +340,22 @@ fn readers_settle_against_what_was_charged_and_are_re_rated_with_it() {
     let prices = |price: &str| format!("plan,up_to,unit_price,flat_fee\nhome,,{price},0\n");
     let project = Project::new("");
     project.write("reference/prices.csv", &prices("1"));
-    project.write("rules/energy.sql", &crate::project::RULE.replace("window = 'month'", "window = 'day'").replace("grace = '1 day', ", "").replace("2026-09-01", "2026-06-01"));
+    project.write(
+        "rules/energy.sql",
+        &crate::project::RULE
+            .replace("window = 'month'", "window = 'day'")
+            .replace("grace = '1 day', ", "")
+            .replace("2026-09-01", "2026-06-01"),
+    );
     let month = |name: &str, options: &str, query: &str| {
         let text = format!("CREATE MATERIALIZED VIEW {name} WITH (window = 'month', effective_from = '2026-06-01'{options}) AS {query}");
         project.write(&format!("rules/{name}.sql"), &text);
     };
-    month("vat", "", "SELECT e.customer_id, 'VAT' AS item, sum(e.amount) * 0.2 AS amount, e.currency FROM energy e GROUP BY e.customer_id, e.currency");
+    month(
+        "vat",
+        "",
+        "SELECT e.customer_id, 'VAT' AS item, sum(e.amount) * 0.2 AS amount, e.currency FROM energy e GROUP BY e.customer_id, e.currency",
+    );
     month(
         "true_up",
         ", history = '2 windows'",
@@ -351,9 +366,21 @@ fn readers_settle_against_what_was_charged_and_are_re_rated_with_it() {
         ok(&["rate", "-C", project.text(), "--usage", file.to_str().unwrap()]);
     };
     let owed = |rule: &str| -> Vec<String> {
-        sql(project.path(), &format!("SELECT window_start, sum(amount) FROM charges WHERE rule = '{rule}' GROUP BY window_start HAVING sum(amount) <> 0 ORDER BY 1"))
+        sql(
+            project.path(),
+            &format!(
+                "SELECT window_start, sum(amount) FROM charges WHERE rule = '{rule}' GROUP BY window_start HAVING sum(amount) <> 0 ORDER BY 1"
+            ),
+        )
     };
-    rate("a.ndjson", &[kwh("a", "m1", "2026-06-10T00:00:00Z", "100"), kwh("b", "m1", "2026-07-10T00:00:00Z", "100"), kwh("c", "m1", "2026-08-01T12:00:00Z", "0")]);
+    rate(
+        "a.ndjson",
+        &[
+            kwh("a", "m1", "2026-06-10T00:00:00Z", "100"),
+            kwh("b", "m1", "2026-07-10T00:00:00Z", "100"),
+            kwh("c", "m1", "2026-08-01T12:00:00Z", "0"),
+        ],
+    );
     // The price doubles; what was charged stays, and later rules settle against that.
     project.write("reference/prices.csv", &prices("2"));
     rate("b.ndjson", &[kwh("d", "m1", "2026-09-01T12:00:00Z", "0")]);

@@ -7,9 +7,9 @@ use std::sync::Arc;
 
 use clap::{Args, ValueEnum};
 use ratemill_connectors::files::FileReader;
+use ratemill_connectors::mapping::FieldRef;
 use ratemill_connectors::mqtt::Mqtt;
 use ratemill_connectors::{Intake, files::FilesConfig};
-use ratemill_connectors::mapping::FieldRef;
 use ratemill_rules::diagnostics::Place;
 use ratemill_rules::{Diagnostic, RuleProject};
 use ratemill_schemas::EventHasher;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use clap::{Args, ValueEnum};
 use ratemill_rules::explain::{Explanation, explain};
-use ratemill_rules::{RuleProject, Rule};
+use ratemill_rules::{Rule, RuleProject};
 use ratemill_schemas::nearest::did_you_mean;
 
 use super::{Failure, Project};

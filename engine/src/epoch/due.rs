@@ -5,11 +5,11 @@ use std::collections::BTreeMap;
 use arrow::array::{AsArray, RecordBatch};
 use arrow::datatypes::TimestampMicrosecondType;
 use ratemill_rules::{Reach, ReferenceData, Rule, RuleProject, RuleWindow};
-use ratemill_schemas::{Window, WindowSpec};
 use ratemill_schemas::windows::WindowError;
+use ratemill_schemas::{Window, WindowSpec};
 
-use super::manifest::WindowTask;
 use super::finalized::Finalized;
+use super::manifest::WindowTask;
 use super::state::{EngineState, OpenWindow};
 
 /// When windows become final.
@@ -49,11 +49,8 @@ pub(super) fn touched<'p>(
     state: &EngineState,
     batches: &[RecordBatch],
 ) -> Result<Vec<Touched<'p>>, WindowError> {
-    let mut touched: Vec<Touched<'p>> = rules
-        .iter()
-        .filter(|rule| rule.reads_usage)
-        .map(|rule| Touched { rule, windows: BTreeMap::new(), earliest: None })
-        .collect();
+    let mut touched: Vec<Touched<'p>> =
+        rules.iter().filter(|rule| rule.reads_usage).map(|rule| Touched { rule, windows: BTreeMap::new(), earliest: None }).collect();
     for batch in batches {
         let schema = batch.schema();
         let column = |name: &str| schema.index_of(name).ok().map(|index| batch.column(index));
@@ -227,7 +224,11 @@ pub(super) fn due(state: &EngineState, project: &RuleProject, clock: i64, finali
                     inside && (re_rate || published.is_none()) && !held
                 }
                 // A contract that was changed in a published period waits for --re-rate, lest it is charged twice.
-                _ => published.is_none() && is_due(state, rule, &rated, clock) && !state.finalized.is_cut_differently(&rule.name, &rated, Window { start: 0, end: 0 }),
+                _ => {
+                    published.is_none()
+                        && is_due(state, rule, &rated, clock)
+                        && !state.finalized.is_cut_differently(&rule.name, &rated, Window { start: 0, end: 0 })
+                }
             };
             if is_due {
                 let cause = if published.is_some_and(|range| range.published) { "re-rate" } else { "window closed" };
@@ -278,13 +279,7 @@ fn add_readers(state: &EngineState, project: &RuleProject, tasks: &mut Vec<Windo
 }
 
 /// Published billing periods that their contract does not have any more: re-rating takes their charges back.
-fn stale_periods(
-    state: &EngineState,
-    rule: &Rule,
-    reference: &ReferenceData,
-    from: i64,
-    to: i64,
-) -> Result<Vec<RuleWindow>, WindowError> {
+fn stale_periods(state: &EngineState, rule: &Rule, reference: &ReferenceData, from: i64, to: i64) -> Result<Vec<RuleWindow>, WindowError> {
     let mut stale = Vec::new();
     for range in state.finalized.of_rule(&rule.name).filter(|range| range.published && rule.in_force_at(range.start)) {
         let Some(contract) = &range.contract_id else { continue };

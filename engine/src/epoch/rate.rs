@@ -14,9 +14,9 @@ use ratemill_schemas::Window;
 
 use super::books::{of_contract, rows_of};
 use super::due;
+use super::finalized::Finalized;
 use super::manifest::{Manifest, WindowTask};
 use super::run::{EpochError, Epochs};
-use super::finalized::Finalized;
 use super::state::EngineState;
 use crate::ledger::{self, Posting};
 
@@ -247,8 +247,7 @@ impl Epochs {
         let in_force = ledger::in_force_only(&ledger).map_err(arrow)?;
         let mut rows: HashMap<Window, Vec<u32>> = HashMap::new();
         if let (Some(starts), Some(ends)) = (in_force.column_by_name("window_start"), in_force.column_by_name("window_end")) {
-            let (starts, ends) =
-                (starts.as_primitive::<TimestampMicrosecondType>(), ends.as_primitive::<TimestampMicrosecondType>());
+            let (starts, ends) = (starts.as_primitive::<TimestampMicrosecondType>(), ends.as_primitive::<TimestampMicrosecondType>());
             for (row, (start, end)) in (0_u32..).zip(starts.values().iter().zip(ends.values())) {
                 rows.entry(Window { start: *start, end: *end }).or_default().push(row);
             }
@@ -319,7 +318,9 @@ fn closure(project: &RuleProject, rule: &Rule) -> BTreeSet<String> {
     let mut next: Vec<&String> = rule.upstream.iter().chain(&rule.earlier).collect();
     while let Some(name) = next.pop() {
         if read.insert(name.clone()) {
-            next.extend(project.rules.iter().filter(|other| other.name == *name).flat_map(|other| other.upstream.iter().chain(&other.earlier)));
+            next.extend(
+                project.rules.iter().filter(|other| other.name == *name).flat_map(|other| other.upstream.iter().chain(&other.earlier)),
+            );
         }
     }
     read

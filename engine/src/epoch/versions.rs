@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use ratemill_rules::{Diagnostics, ReferenceData, Rule, RuleProject, RuleWindow};
-use ratemill_schemas::{Window, WindowSpec, time};
 use ratemill_schemas::windows::WindowError;
+use ratemill_schemas::{Window, WindowSpec, time};
 
 use super::due;
 use super::manifest::encode;

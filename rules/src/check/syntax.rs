@@ -31,8 +31,7 @@ pub(super) fn check(query: &Query, reading: &mut Reading<'_>) {
         );
         return;
     }
-    let unnested = crate::tree::ctes_in(query).into_iter().filter(|(_, query)| unnests(query)).map(|(name, _)| name).collect();
-    let _ = query.visit(&mut Syntax { reading, windows: Vec::new(), in_order: Vec::new(), unnested, aggregates: 0 });
+    let _ = query.visit(&mut Syntax { reading, windows: Vec::new(), aggregates: 0 });
     if let Some(first) = selects(&query.body).first() {
         names(first, reading);
     }
@@ -45,10 +44,6 @@ struct Syntax<'r, 'a> {
     reading: &'r mut Reading<'a>,
     /// Named windows without ORDER BY, of the SELECTs around.
     windows: Vec<Vec<String>>,
-    /// Whether the rows of the SELECTs around come from a list, in its order.
-    in_order: Vec<bool>,
-    /// CTEs whose rows are the elements of a list.
-    unnested: Vec<String>,
     /// How many aggregate calls are around.
     aggregates: usize,
 }
@@ -261,24 +256,12 @@ impl Syntax<'_, '_> {
                 Some(WindowType::NamedWindow(window)) => !self.is_unordered(&window.value),
                 None => true,
             };
-            let in_order = name == "row_number" && self.in_order.last() == Some(&true);
-            if !ordered && !in_order {
+            if !ordered {
                 let place = self.source().of(expr);
                 let message = format!("`{name}` without ORDER BY depends on the order in which rows come");
                 self.reading.error("order-missing", place, message, "write OVER (PARTITION BY … ORDER BY u.time, u.id)");
             }
         }
-    }
-
-    /// Whether the rows of a SELECT are the elements of a list alone: unnest keeps their order.
-    fn is_in_order(&self, select: &Select) -> bool {
-        let mut items = relations(select);
-        let is_list = match items.next() {
-            Some(TableFactor::Derived { subquery, .. }) => unnests(subquery),
-            Some(factor) => table_and_alias(factor).is_some_and(|(table, _)| self.unnested.contains(&table)),
-            None => false,
-        };
-        is_list && items.next().is_none()
     }
 
     fn is_unordered(&self, window: &str) -> bool {
@@ -318,18 +301,6 @@ impl Syntax<'_, '_> {
             _ => {}
         }
     }
-}
-
-/// Whether the rows of a query are the elements of lists.
-fn unnests(query: &Query) -> bool {
-    selects(&query.body).first().is_some_and(|select| {
-        select.projection.iter().any(|item| match item {
-            SelectItem::UnnamedExpr(expr) | SelectItem::ExprWithAlias { expr, .. } => {
-                matches!(plain(expr), Expr::Function(call) if call_name(call).as_deref() == Some("unnest"))
-            }
-            _ => false,
-        })
-    })
 }
 
 fn has_no_group(select: &Select) -> bool {
@@ -413,7 +384,6 @@ impl Visitor for Syntax<'_, '_> {
             _ => None,
         });
         self.windows.push(unordered.collect());
-        self.in_order.push(self.is_in_order(select));
         self.clauses(select);
         self.misplaced(select);
         self.outside(select);
@@ -422,7 +392,6 @@ impl Visitor for Syntax<'_, '_> {
 
     fn post_visit_select(&mut self, _: &Select) -> ControlFlow<()> {
         self.windows.pop();
-        self.in_order.pop();
         ControlFlow::Continue(())
     }
 

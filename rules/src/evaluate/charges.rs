@@ -60,9 +60,7 @@ impl Evaluator {
                 let inside = version.windows_between(&self.project.reference, range.start, range.end).map_err(outside)?;
                 let is_published = |window: &Window| published.is_some_and(|published| published.contains_key(window));
                 windows.extend(
-                    inside
-                        .into_iter()
-                        .filter(|window| range.start <= window.start && window.end <= range.end && !is_published(window)),
+                    inside.into_iter().filter(|window| range.start <= window.start && window.end <= range.end && !is_published(window)),
                 );
             }
             let missing: Vec<Window> = {

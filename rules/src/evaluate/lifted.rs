@@ -194,8 +194,7 @@ impl LiftedSources<'_> {
             Field::new("contract_id", DataType::Utf8, true),
             Field::new("number", DataType::Int64, false),
         ]));
-        let instants =
-            |values: Vec<i64>| Arc::new(TimestampMicrosecondArray::from(values).with_timezone("UTC")) as ArrayRef;
+        let instants = |values: Vec<i64>| Arc::new(TimestampMicrosecondArray::from(values).with_timezone("UTC")) as ArrayRef;
         let batch = RecordBatch::try_new(
             Arc::clone(&schema),
             vec![
@@ -218,15 +217,12 @@ impl LiftedSources<'_> {
     fn usage(&self, window: &str) -> Result<LogicalPlan, DataFusionError> {
         let ranges = self.set.ranges(false);
         let filter = ranges.iter().map(|range| between(range.start, range.end)).reduce(Expr::or);
-        let filter = filter.filter(|_| ranges.len() <= 32).unwrap_or_else(|| {
-            between(ranges.first().map_or(0, |range| range.start), ranges.last().map_or(1, |range| range.end))
-        });
+        let filter = filter
+            .filter(|_| ranges.len() <= 32)
+            .unwrap_or_else(|| between(ranges.first().map_or(0, |range| range.start), ranges.last().map_or(1, |range| range.end)));
         let lookup = lookup_function(Lookup::Holding, self.set);
-        let number = if self.set.by_contract() {
-            lookup.call(vec![column("time"), column("subject")])
-        } else {
-            lookup.call(vec![column("time")])
-        };
+        let number =
+            if self.set.by_contract() { lookup.call(vec![column("time"), column("subject")]) } else { lookup.call(vec![column("time")]) };
         let raw = self.raw_usage(filter)?;
         let mut columns = columns_of(&raw);
         columns.push(number.alias(window));
@@ -270,7 +266,13 @@ impl LiftedSources<'_> {
     }
 
     /// A row for each number of a list.
-    fn unnested(&self, raw: LogicalPlanBuilder, mut columns: Vec<Expr>, numbers: Expr, window: &str) -> Result<LogicalPlan, DataFusionError> {
+    fn unnested(
+        &self,
+        raw: LogicalPlanBuilder,
+        mut columns: Vec<Expr>,
+        numbers: Expr,
+        window: &str,
+    ) -> Result<LogicalPlan, DataFusionError> {
         columns.push(numbers.alias(window));
         raw.project(columns)?.unnest_column(Column::from_name(window))?.filter(column(window).is_not_null())?.build()
     }

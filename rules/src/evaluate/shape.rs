@@ -51,7 +51,10 @@ impl Shaper<'_> {
         match found.as_string::<i32>().iter().find(|found| *found != Some(contract)) {
             Some(other) => {
                 let other = other.map_or_else(|| "null".to_owned(), |other| format!("`{other}`"));
-                Err(self.failed("?", format!("contract_id is {other} in the billing period of contract `{contract}`; return the contract's own id")))
+                Err(self.failed(
+                    "?",
+                    format!("contract_id is {other} in the billing period of contract `{contract}`; return the contract's own id"),
+                ))
             }
             None => Ok(()),
         }
@@ -193,9 +196,7 @@ fn as_json(array: &ArrayRef, row: usize) -> Result<serde_json::Value, arrow::err
         DataType::Decimal128(_, 18) => show(array.as_primitive::<Decimal128Type>().value(row)).into(),
         DataType::Int64 => array.as_primitive::<arrow::datatypes::Int64Type>().value(row).into(),
         DataType::Boolean => array.as_boolean().value(row).into(),
-        DataType::Timestamp(..) => {
-            format_instant(array.as_primitive::<arrow::datatypes::TimestampMicrosecondType>().value(row)).into()
-        }
+        DataType::Timestamp(..) => format_instant(array.as_primitive::<arrow::datatypes::TimestampMicrosecondType>().value(row)).into(),
         _ => ArrayFormatter::try_new(array, &FormatOptions::default())?.value(row).to_string().into(),
     })
 }

@@ -171,11 +171,8 @@ impl Run<'_> {
         let mask = (0..charges.num_rows())
             .map(|row| {
                 let span = (starts.value(row), ends.value(row));
-                let in_time = if earlier {
-                    self.target.history_from <= span.0 && span.1 <= start
-                } else {
-                    start <= span.0 && span.1 <= end
-                };
+                let in_time =
+                    if earlier { self.target.history_from <= span.0 && span.1 <= start } else { start <= span.0 && span.1 <= end };
                 let of_contract = match (&self.target.contract, contracts) {
                     (Some(contract), Some(contracts)) => contracts.is_valid(row) && contracts.value(row) == contract,
                     _ => true,

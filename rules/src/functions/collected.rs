@@ -227,8 +227,7 @@ impl Accumulator for Rows {
     fn merge_batch(&mut self, states: &[ArrayRef]) -> Result<()> {
         let (times, values) = (states[0].as_list::<i32>(), states[1].as_list::<i32>());
         let numbers = states[2].as_primitive::<Decimal128Type>();
-        let (starts, ends) =
-            (states[3].as_primitive::<TimestampMicrosecondType>(), states[4].as_primitive::<TimestampMicrosecondType>());
+        let (starts, ends) = (states[3].as_primitive::<TimestampMicrosecondType>(), states[4].as_primitive::<TimestampMicrosecondType>());
         for row in 0..times.len() {
             if times.is_null(row) || values.is_null(row) {
                 continue;
@@ -253,8 +252,7 @@ impl Accumulator for Rows {
     fn state(&mut self) -> Result<Vec<ScalarValue>> {
         let instant = |micros| ScalarValue::TimestampMicrosecond(micros, Some("UTC".into()));
         let times: Vec<ScalarValue> = self.values.iter().map(|(time, _)| instant(Some(*time))).collect();
-        let values: Vec<ScalarValue> =
-            self.values.iter().map(|(_, value)| ScalarValue::Decimal128(Some(value.raw()), 38, SCALE)).collect();
+        let values: Vec<ScalarValue> = self.values.iter().map(|(_, value)| ScalarValue::Decimal128(Some(value.raw()), 38, SCALE)).collect();
         Ok(vec![
             ScalarValue::List(ScalarValue::new_list_nullable(&times, &instant_type())),
             ScalarValue::List(ScalarValue::new_list_nullable(&values, &DECIMAL)),

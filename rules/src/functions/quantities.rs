@@ -115,9 +115,7 @@ pub(super) const FUNCTIONS: &[Definition] = &[
         name: "prorated_graduated",
         parameters: &[("before", Number, Given), ("after", Number, Given), ("share", Number, Given), ("tiers", TIERS, Given)],
         result: Number,
-        call: |row| {
-            tiers::prorated_graduated(row.number(0)?, row.number(1)?, row.number(2)?, &tiers_at(row, 3)?).map(Value::Number)
-        },
+        call: |row| tiers::prorated_graduated(row.number(0)?, row.number(1)?, row.number(2)?, &tiers_at(row, 3)?).map(Value::Number),
     },
     Definition {
         name: "packages",
@@ -135,9 +133,7 @@ pub(super) const FUNCTIONS: &[Definition] = &[
             ("rounding", Text, Optional),
         ],
         result: Number,
-        call: |row| {
-            packages::package(row.number(0)?, row.number(1)?, row.number(2)?, row.number(3)?, row.word(4)?).map(Value::Number)
-        },
+        call: |row| packages::package(row.number(0)?, row.number(1)?, row.number(2)?, row.number(3)?, row.word(4)?).map(Value::Number),
     },
     Definition {
         name: "tiered_blocks",
@@ -155,8 +151,7 @@ pub(super) const FUNCTIONS: &[Definition] = &[
         call: |row| {
             let tiers = row.list(1, blocks_of)?.unwrap_or_default();
             let steps = blocks::block_breakdown(row.number(0)?, &tiers, row.word(2)?)?;
-            let step =
-                |step: blocks::BlockStep| vec![Value::Integer(step.tier), Value::Number(step.blocks), Value::Number(step.amount)];
+            let step = |step: blocks::BlockStep| vec![Value::Integer(step.tier), Value::Number(step.blocks), Value::Number(step.amount)];
             Ok(Value::Rows(steps.into_iter().map(step).collect()))
         },
     },

@@ -153,9 +153,7 @@ pub(super) const FUNCTIONS: &[Definition] = &[
         name: "elapsed_days",
         parameters: &[("from", Instant, Given), ("to", Instant, Given), ("timezone", Text, Given)],
         result: Integer,
-        call: |row| {
-            days::elapsed_days(row.instant(0).unwrap_or_default(), row.instant(1).unwrap_or_default(), &row.zone(2)?).map(whole)
-        },
+        call: |row| days::elapsed_days(row.instant(0).unwrap_or_default(), row.instant(1).unwrap_or_default(), &row.zone(2)?).map(whole),
     },
     Definition {
         name: "local_date",
@@ -245,12 +243,7 @@ pub(super) const FUNCTIONS: &[Definition] = &[
             None => Ok(Value::Null),
         },
     },
-    Definition {
-        name: "time_of_use",
-        parameters: USE,
-        result: Number,
-        call: |row| time_of_use::total(&parts_of(row)?).map(Value::Number),
-    },
+    Definition { name: "time_of_use", parameters: USE, result: Number, call: |row| time_of_use::total(&parts_of(row)?).map(Value::Number) },
     Definition {
         name: "time_of_use_breakdown",
         parameters: USE,
@@ -272,10 +265,12 @@ pub(super) const FUNCTIONS: &[Definition] = &[
     Definition {
         name: "call_breakdown",
         parameters: CALL,
-        result: List(&[("seconds", Number), ("amount", Number)]),
+        result: List(&[("stretch", Integer), ("seconds", Number), ("amount", Number)]),
         call: |row| {
-            let stretch = |stretch: calls::Stretch| vec![Value::Number(stretch.seconds), Value::Number(stretch.amount)];
-            Ok(Value::Rows(call_of(row)?.stretches.into_iter().map(stretch).collect()))
+            let stretch = |(number, stretch): (i64, calls::Stretch)| {
+                vec![Value::Integer(number), Value::Number(stretch.seconds), Value::Number(stretch.amount)]
+            };
+            Ok(Value::Rows((1..).zip(call_of(row)?.stretches).map(stretch).collect()))
         },
     },
 ];

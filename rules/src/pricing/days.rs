@@ -2,8 +2,8 @@
 
 use jiff::civil::Date;
 use jiff::tz::TimeZone;
-use ratemill_schemas::{Decimal, WindowSpec};
 use ratemill_schemas::time::{DAY, format_instant};
+use ratemill_schemas::{Decimal, WindowSpec};
 
 use super::clock::{SECOND, local_date, local_time, utc_offset};
 use super::{PricingError, backwards, calendar_days, computing};

@@ -279,8 +279,7 @@ impl Loader<'_> {
 
     /// Gathers the rows by the columns that are not in the list.
     fn group(&mut self, name: &str, members: &[String], columns: &[Column], rows: Vec<Row>) -> Option<(Vec<Column>, Vec<Row>, ListColumn)> {
-        let at: Vec<usize> =
-            members.iter().filter_map(|member| columns.iter().position(|column| column.name == *member)).collect();
+        let at: Vec<usize> = members.iter().filter_map(|member| columns.iter().position(|column| column.name == *member)).collect();
         let mut groups: Vec<(Row, Vec<Row>)> = Vec::new();
         let mut known: HashMap<Vec<Cell>, usize> = HashMap::new();
         for (line, cells) in rows {
