@@ -6,6 +6,8 @@
 
 mod charges;
 mod lifted;
+#[cfg(test)]
+mod property;
 mod shape;
 mod single;
 
@@ -176,7 +178,7 @@ impl Evaluator {
             for windows in windows.chunks(WINDOWS_AT_ONCE) {
                 let set = self.set(rule, windows)?;
                 let charges = self.targets(rule, set).await?;
-                self.gather(rule, windows, charges, &mut results)?;
+                self.gather(rule, charges, &mut results)?;
             }
         }
         Ok(windows
@@ -224,7 +226,7 @@ impl Evaluator {
             let set = self.set(version, &[window])?;
             let charges = self.targets(version, set).await?;
             let mut one = HashMap::new();
-            self.gather(version, &[window], charges, &mut one)?;
+            self.gather(version, charges, &mut one)?;
             let batch = one.remove(&window).unwrap_or_else(|| Shaper { rule: version, window }.empty());
             self.keep(version, &[WindowCharges { window, charges: batch.clone() }]);
             if wanted.contains(&window) {
@@ -259,11 +261,11 @@ impl Evaluator {
     fn gather(
         &self,
         rule: &Rule,
-        windows: &[Window],
         outputs: Vec<(Target, RecordBatch)>,
         results: &mut HashMap<Window, RecordBatch>,
     ) -> Result<(), RateError> {
-        let mut by_window: HashMap<Window, Vec<RecordBatch>> = HashMap::with_capacity(windows.len());
+        // In order, so that of several errors the first is told.
+        let mut by_window: BTreeMap<Window, Vec<RecordBatch>> = BTreeMap::new();
         for (target, output) in outputs {
             if let Some(contract) = &target.contract {
                 let shaper = Shaper { rule, window: target.window };

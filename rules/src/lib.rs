@@ -16,6 +16,7 @@ mod inputs;
 mod lift;
 mod options;
 mod plain;
+mod planning;
 mod pricing;
 mod project;
 pub mod reference;

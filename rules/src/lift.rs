@@ -2,20 +2,23 @@
 //!
 //! The author wrote a query for one window. The lifted plan carries the window's number through every node: it is added
 //! to the windowed scans, to group and partition keys, and to join conditions. An input that does not depend on the
-//! window is crossed with the windows where the query would give a row for a window without usage: where an outer,
-//! anti or semi join preserves it, where a union puts it beside windowed rows, at the root. A global aggregate gives one
-//! row for each window, with or without input.
+//! window stays as it is, and is crossed with the windows where the query would give a row for a window without usage:
+//! where an outer, anti or semi join preserves it, where a union puts it beside windowed rows, at the root. A global
+//! aggregate gives one row for each window, with or without input.
 //!
 //! The plan that comes in is analyzed and its subqueries are joins already ([`decorrelate`]). What is not understood is
 //! not lifted, and says why.
 
 use std::sync::Arc;
 
+use arrow::datatypes::FieldRef;
+use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion::common::{Column, DFSchema, DataFusionError, JoinType, TableReference};
 use datafusion::execution::SessionState;
-use datafusion::logical_expr::expr::{AggregateFunction, WindowFunction};
+use datafusion::logical_expr::expr::WindowFunction;
 use datafusion::logical_expr::{
-    Aggregate, Distinct, Expr, Filter, Join, LogicalPlan, LogicalPlanBuilder, Projection, SubqueryAlias, Union, Window as WindowNode, lit,
+    Aggregate, Distinct, EmptyRelation, Expr, Filter, Join, LogicalPlan, LogicalPlanBuilder, Projection, SubqueryAlias, Union,
+    Window as WindowNode, when,
 };
 use datafusion::optimizer::decorrelate_lateral_join::DecorrelateLateralJoin;
 use datafusion::optimizer::decorrelate_predicate_subquery::DecorrelatePredicateSubquery;
@@ -40,19 +43,15 @@ impl From<DataFusionError> for NotLifted {
     }
 }
 
-/// A plan for all windows.
-pub(crate) struct Lifted {
-    pub(crate) plan: LogicalPlan,
-    /// The column with the window's number, first in the output.
-    pub(crate) window: Column,
-}
-
-/// Gives the plan of a windowed table for all windows, and the column with the window's number, whose name is given.
+/// Gives the windowed tables for all windows; the column with the window's number has the name that is asked for.
 pub(crate) trait Sources {
-    /// `None` when the table does not depend on the window.
-    fn windowed(&self, table: &TableReference, window: &str) -> Result<Option<LogicalPlan>, DataFusionError>;
+    /// Whether the rows of a table depend on the window.
+    fn is_windowed(&self, table: &TableReference) -> bool;
 
-    /// One row for each window: its number in a column of this name.
+    /// A windowed table.
+    fn windowed(&self, table: &TableReference, window: &str) -> Result<LogicalPlan, DataFusionError>;
+
+    /// One row for each window: its number.
     fn windows(&self, window: &str) -> Result<LogicalPlan, DataFusionError>;
 }
 
@@ -70,23 +69,18 @@ pub(crate) fn decorrelate(state: &SessionState, plan: LogicalPlan) -> Result<Log
     optimizer.optimize(analyzed, state, |_, _| {})
 }
 
-/// Lifts a decorrelated plan; the output is the window's number and the columns of `plan`.
-pub(crate) fn lift(plan: &LogicalPlan, sources: &dyn Sources) -> Result<Lifted, NotLifted> {
-    let mut lifter = Lifter { sources, named: 0 };
-    let node = lifter.lift(plan)?;
-    let node = lifter.windowed(node)?;
-    let window = node.window.clone().ok_or_else(|| NotLifted::Shape("the root has no window".to_owned()))?;
-    let mut columns = vec![Expr::Column(window)];
+/// Lifts a decorrelated plan; the output is the window's number, in a column `__window`, and the columns of `plan`.
+pub(crate) fn lift(plan: &LogicalPlan, sources: &dyn Sources) -> Result<LogicalPlan, NotLifted> {
+    let node = Lifter { sources, named: 0 }.lift(plan)?;
+    let mut columns = vec![Expr::Column(node.window).alias("__window")];
     columns.extend(columns_of(plan.schema()));
-    let name = "__window";
-    columns[0] = columns[0].clone().alias(name);
-    let plan = LogicalPlan::Projection(Projection::try_new(columns, Arc::new(node.plan))?);
-    Ok(Lifted { plan, window: Column::from_name(name) })
+    Ok(LogicalPlan::Projection(Projection::try_new(columns, Arc::new(node.plan))?))
 }
 
+/// A plan for all windows: the columns of the plan for one window and, among others, the window's number.
 struct Node {
     plan: LogicalPlan,
-    window: Option<Column>,
+    window: Column,
 }
 
 struct Lifter<'a> {
@@ -98,41 +92,51 @@ fn columns_of(schema: &DFSchema) -> Vec<Expr> {
     schema.iter().map(|(qualifier, field)| Expr::Column(Column::new(qualifier.cloned(), field.name()))).collect()
 }
 
+/// The expression of a projection under the name that the projection's schema gives it: an input of a union has the
+/// names of the union, and a filter that finds its column under another one is moved to a wrong place.
+fn named((expr, (qualifier, field)): (&Expr, (Option<&TableReference>, &FieldRef))) -> Expr {
+    if expr.qualified_name() == (qualifier.cloned(), field.name().clone()) {
+        return expr.clone();
+    }
+    expr.clone().alias_qualified(qualifier.cloned(), field.name())
+}
+
 fn shape(what: &str) -> NotLifted {
     NotLifted::Shape(what.to_owned())
 }
 
 impl Lifter<'_> {
+    /// A name that no other column has.
     fn name(&mut self) -> String {
         self.named += 1;
         format!("__window_{}", self.named)
     }
 
     fn lift(&mut self, plan: &LogicalPlan) -> Result<Node, NotLifted> {
+        if !self.depends_on_window(plan)? {
+            return self.crossed(plan);
+        }
         refuse_subqueries(plan)?;
+        let node = self.node(plan)?;
+        let columns = node.plan.schema().columns();
+        if plan.schema().columns().iter().all(|column| columns.contains(column)) { Ok(node) } else { Err(shape("columns under other names")) }
+    }
+
+    fn node(&mut self, plan: &LogicalPlan) -> Result<Node, NotLifted> {
         match plan {
             LogicalPlan::TableScan(scan) => {
-                if scan.fetch.is_some() {
-                    return Err(shape("LIMIT counts the rows of all windows together"));
-                }
                 let name = self.name();
-                match self.sources.windowed(&scan.table_name, &name)? {
-                    None => Ok(Node { plan: plan.clone(), window: None }),
-                    Some(source) => {
-                        let aliased = SubqueryAlias::try_new(Arc::new(source), scan.table_name.clone())?;
-                        let mut plan = LogicalPlan::SubqueryAlias(aliased);
-                        for filter in &scan.filters {
-                            plan = LogicalPlan::Filter(Filter::try_new(filter.clone(), Arc::new(plan))?);
-                        }
-                        Ok(Node { plan, window: Some(Column::new(Some(scan.table_name.clone()), name)) })
-                    }
+                let table = scan.table_name.clone();
+                let mut plan = alias(self.sources.windowed(&table, &name)?, table.clone())?;
+                for filter in &scan.filters {
+                    plan = LogicalPlan::Filter(Filter::try_new(filter.clone(), Arc::new(plan))?);
                 }
+                Ok(Node { plan, window: Column::new(Some(table), name) })
             }
-            LogicalPlan::EmptyRelation(_) | LogicalPlan::Values(_) => Ok(Node { plan: plan.clone(), window: None }),
             LogicalPlan::Projection(projection) => {
                 let input = self.lift(&projection.input)?;
-                let mut columns = projection.expr.clone();
-                columns.extend(input.window.clone().map(Expr::Column));
+                let mut columns: Vec<Expr> = projection.expr.iter().zip(projection.schema.iter()).map(named).collect();
+                columns.push(Expr::Column(input.window.clone()));
                 let plan = LogicalPlan::Projection(Projection::try_new(columns, Arc::new(input.plan))?);
                 Ok(Node { plan, window: input.window })
             }
@@ -141,25 +145,20 @@ impl Lifter<'_> {
                 let plan = LogicalPlan::Filter(Filter::try_new(filter.predicate.clone(), Arc::new(input.plan))?);
                 Ok(Node { plan, window: input.window })
             }
-            LogicalPlan::SubqueryAlias(alias) => {
-                let input = self.lift(&alias.input)?;
+            LogicalPlan::SubqueryAlias(subquery) => {
                 // Only what the alias had before: two tables below may have columns of one name that nobody reads.
-                let input = self.only(&input, alias.input.schema())?;
-                let plan = LogicalPlan::SubqueryAlias(SubqueryAlias::try_new(Arc::new(input.plan), alias.alias.clone())?);
-                Ok(Node { plan, window: input.window.map(|window| Column::new(Some(alias.alias.clone()), window.name)) })
+                let input = self.only(&subquery.input)?;
+                let window = Column::new(Some(subquery.alias.clone()), input.window.name);
+                Ok(Node { plan: alias(input.plan, subquery.alias.clone())?, window })
             }
-            LogicalPlan::Sort(sort) => match sort.fetch {
-                Some(_) => Err(shape("LIMIT counts the rows of all windows together")),
-                None => self.lift(&sort.input),
-            },
+            LogicalPlan::Sort(sort) if sort.fetch.is_none() => self.lift(&sort.input),
             LogicalPlan::Aggregate(aggregate) => self.aggregate(aggregate),
             LogicalPlan::Window(window) => self.window_functions(window),
             LogicalPlan::Join(join) => self.join(join),
             LogicalPlan::Union(union) => self.union(union),
             LogicalPlan::Distinct(Distinct::All(input)) => {
-                let node = self.lift(input)?;
-                let node = self.only(&node, input.schema())?;
-                Ok(Node { plan: LogicalPlan::Distinct(Distinct::All(Arc::new(node.plan))), window: node.window })
+                let input = self.only(input)?;
+                Ok(Node { plan: LogicalPlan::Distinct(Distinct::All(Arc::new(input.plan))), window: input.window })
             }
             LogicalPlan::Unnest(unnest) => {
                 let input = self.lift(&unnest.input)?;
@@ -168,97 +167,88 @@ impl Lifter<'_> {
                     .build()?;
                 Ok(Node { plan, window: input.window })
             }
-            LogicalPlan::Limit(_) => Err(shape("LIMIT counts the rows of all windows together")),
+            LogicalPlan::Limit(_) | LogicalPlan::Sort(_) => Err(shape("LIMIT counts the rows of all windows together")),
             LogicalPlan::Distinct(Distinct::On(_)) => Err(shape("DISTINCT ON")),
             LogicalPlan::Subquery(_) => Err(shape("a lateral subquery that is no join")),
             other => Err(shape(other.display().to_string().split([':', ' ']).next().unwrap_or("this part of the query"))),
         }
     }
 
-    /// The same rows for each window, where there is no window yet.
-    fn windowed(&mut self, node: Node) -> Result<Node, NotLifted> {
-        if node.window.is_some() {
-            return Ok(node);
-        }
-        let name = self.name();
-        let windows = self.sources.windows(&name)?;
-        let plan = LogicalPlanBuilder::from(windows).cross_join(node.plan)?.build()?;
-        Ok(Node { plan, window: Some(Column::from_name(name)) })
+    /// Whether a windowed table is read below, in subqueries, too.
+    fn depends_on_window(&self, plan: &LogicalPlan) -> Result<bool, NotLifted> {
+        let mut found = false;
+        plan.apply_with_subqueries(|node| {
+            found |= matches!(node, LogicalPlan::TableScan(scan) if self.sources.is_windowed(&scan.table_name));
+            Ok(if found { TreeNodeRecursion::Stop } else { TreeNodeRecursion::Continue })
+        })?;
+        Ok(found)
     }
 
-    /// The columns of `schema` and the window's.
-    fn only(&mut self, node: &Node, schema: &DFSchema) -> Result<Node, NotLifted> {
-        let mut columns = columns_of(schema);
-        columns.extend(node.window.clone().map(Expr::Column));
-        let plan = LogicalPlan::Projection(Projection::try_new(columns, Arc::new(node.plan.clone()))?);
-        Ok(Node { plan, window: node.window.clone() })
+    /// The same rows for each window.
+    fn crossed(&mut self, plan: &LogicalPlan) -> Result<Node, NotLifted> {
+        let name = self.name();
+        let plan = LogicalPlanBuilder::from(self.sources.windows(&name)?).cross_join(plan.clone())?.build()?;
+        Ok(Node { plan, window: Column::from_name(name) })
     }
 
-    /// Gives the window's column a new name, so that two sides of a join differ.
-    fn renamed(&mut self, node: Node) -> Result<Node, NotLifted> {
-        let Some(window) = node.window else { return Ok(node) };
-        let name = self.name();
-        let columns = columns_of(node.plan.schema())
-            .into_iter()
-            .map(|column| if column == Expr::Column(window.clone()) { column.alias(name.clone()) } else { column })
-            .collect();
-        let plan = LogicalPlan::Projection(Projection::try_new(columns, Arc::new(node.plan))?);
-        Ok(Node { plan, window: Some(Column::from_name(name)) })
+    /// Lifted, with no columns but its own and the window's.
+    fn only(&mut self, plan: &LogicalPlan) -> Result<Node, NotLifted> {
+        let node = self.lift(plan)?;
+        let mut columns = columns_of(plan.schema());
+        columns.push(Expr::Column(node.window.clone()));
+        Ok(Node { plan: LogicalPlan::Projection(Projection::try_new(columns, Arc::new(node.plan))?), window: node.window })
     }
 
     fn aggregate(&mut self, aggregate: &Aggregate) -> Result<Node, NotLifted> {
         if aggregate.group_expr.iter().any(|expr| matches!(expr, Expr::GroupingSet(_))) {
             return Err(shape("GROUPING SETS, ROLLUP or CUBE"));
         }
-        let mut input = self.lift(&aggregate.input)?;
-        let Some(mut window) = input.window.clone() else {
-            let same = Aggregate::try_new(Arc::new(input.plan), aggregate.group_expr.clone(), aggregate.aggr_expr.clone())?;
-            return Ok(Node { plan: LogicalPlan::Aggregate(same), window: None });
-        };
-        let mut aggregates = aggregate.aggr_expr.clone();
+        let input = self.lift(&aggregate.input)?;
         if aggregate.group_expr.is_empty() {
-            // One row for each window, with or without input: windows keep their row, and the aggregates see only what is there.
-            let present = format!("{}_present", self.name());
-            let mut columns = columns_of(input.plan.schema());
-            columns.push(lit(true).alias(present.clone()));
-            let right = LogicalPlan::Projection(Projection::try_new(columns, Arc::new(input.plan))?);
-            let name = self.name();
-            let left = self.sources.windows(&name)?;
-            let key = Column::from_name(name);
-            let joined = LogicalPlanBuilder::from(left).join(right, JoinType::Left, (vec![key.clone()], vec![window]), None)?.build()?;
-            window = key;
-            input = Node { plan: joined, window: Some(window.clone()) };
-            let there = Expr::Column(Column::from_name(present)).is_not_null();
-            aggregates = aggregates.into_iter().map(|expr| filtered(expr, &there)).collect::<Result<_, _>>()?;
+            return self.global_aggregate(aggregate, input);
         }
         let mut groups = aggregate.group_expr.clone();
-        groups.push(Expr::Column(window.clone()));
-        let lifted = Aggregate::try_new(Arc::new(input.plan), groups, aggregates)?;
-        // Aggregates get back the names that the query knows them by.
-        let keys = aggregate.group_expr.len();
-        let renamed: Vec<Expr> = aggregate
-            .schema
-            .iter()
-            .enumerate()
-            .map(|(index, (qualifier, field))| {
-                let now = lifted.schema.qualified_field(if index < keys { index } else { index + 1 });
-                Expr::Column(Column::new(now.0.cloned(), now.1.name())).alias_qualified(qualifier.cloned(), field.name())
-            })
-            .chain([Expr::Column(window.clone())])
-            .collect();
-        let plan = LogicalPlan::Projection(Projection::try_new(renamed, Arc::new(LogicalPlan::Aggregate(lifted)))?);
-        Ok(Node { plan, window: Some(window) })
+        groups.push(Expr::Column(input.window.clone()));
+        let lifted = Aggregate::try_new(Arc::new(input.plan), groups, aggregate.aggr_expr.clone())?;
+        let mut columns = columns_of(&lifted.schema);
+        let window = columns.remove(aggregate.group_expr.len());
+        columns.push(window);
+        let plan = LogicalPlan::Projection(Projection::try_new(columns, Arc::new(LogicalPlan::Aggregate(lifted)))?);
+        Ok(Node { plan, window: input.window })
+    }
+
+    /// One row for each window: the aggregates of its rows or, where it has none, those of no rows.
+    fn global_aggregate(&mut self, aggregate: &Aggregate, input: Node) -> Result<Node, NotLifted> {
+        let nothing = LogicalPlan::EmptyRelation(EmptyRelation { produce_one_row: false, schema: Arc::clone(input.plan.schema()) });
+        let nothing = Aggregate::try_new(Arc::new(nothing), Vec::new(), aggregate.aggr_expr.clone())?;
+        let groups = vec![Expr::Column(input.window)];
+        let something = Aggregate::try_new(Arc::new(input.plan), groups, aggregate.aggr_expr.clone())?;
+        let (window, some, none) = (self.name(), self.name(), self.name());
+        let nothing = numbered(LogicalPlan::Aggregate(nothing), &none)?;
+        let something = numbered(LogicalPlan::Aggregate(something), &some)?;
+        // The first column of `something` is the window.
+        let (left, right) = (Column::from_name(window.clone()), Column::from_name(format!("{some}_0")));
+        let plan = LogicalPlanBuilder::from(self.sources.windows(&window)?)
+            .join(something, JoinType::Left, (vec![left.clone()], vec![right.clone()]), None)?
+            .cross_join(nothing)?
+            .build()?;
+        let mut columns = Vec::with_capacity(aggregate.aggr_expr.len() + 1);
+        for (index, (qualifier, field)) in aggregate.schema.iter().enumerate() {
+            let value = |name: &str, index: usize| Expr::Column(Column::from_name(format!("{name}_{index}")));
+            let there = Expr::Column(right.clone()).is_not_null();
+            let either = when(there, value(&some, index + 1)).otherwise(value(&none, index))?;
+            columns.push(either.alias_qualified(qualifier.cloned(), field.name()));
+        }
+        columns.push(Expr::Column(left.clone()));
+        Ok(Node { plan: LogicalPlan::Projection(Projection::try_new(columns, Arc::new(plan))?), window: left })
     }
 
     fn window_functions(&mut self, node: &WindowNode) -> Result<Node, NotLifted> {
-        let input = self.lift(&node.input)?;
-        let Some(window) = input.window else {
-            let same = WindowNode::try_new(node.window_expr.clone(), Arc::new(input.plan))?;
-            return Ok(Node { plan: LogicalPlan::Window(same), window: None });
-        };
-        let before = input.plan.schema().fields().len();
-        let functions: Vec<Expr> = node.window_expr.iter().map(|expr| partitioned(expr.clone(), &window)).collect::<Result<_, _>>()?;
-        let lifted = WindowNode::try_new(functions, Arc::new(input.plan))?;
+        let Node { plan: input, window } = self.lift(&node.input)?;
+        let before = input.schema().fields().len();
+        let functions: Vec<Expr> =
+            node.window_expr.iter().map(|expr| partitioned(expr.clone(), &window)).collect::<Result<_, _>>()?;
+        let lifted = WindowNode::try_new(functions, Arc::new(input))?;
         let old = node.input.schema().fields().len();
         let columns: Vec<Expr> = lifted
             .schema
@@ -274,32 +264,23 @@ impl Lifter<'_> {
             })
             .collect();
         let plan = LogicalPlan::Projection(Projection::try_new(columns, Arc::new(LogicalPlan::Window(lifted)))?);
-        Ok(Node { plan, window: Some(window) })
+        Ok(Node { plan, window })
     }
 
     fn join(&mut self, join: &Join) -> Result<Node, NotLifted> {
-        if join.null_aware {
-            return Err(shape("NOT IN (it compares with the nulls of all windows); write NOT EXISTS"));
-        }
-        let (mut left, mut right) = (self.lift(&join.left)?, self.lift(&join.right)?);
-        if left.window.is_some() || right.window.is_some() {
-            if matches!(join.join_type, JoinType::Left | JoinType::Full | JoinType::LeftSemi | JoinType::LeftAnti | JoinType::LeftMark) {
-                left = self.windowed(left)?;
-            }
-            if matches!(join.join_type, JoinType::Right | JoinType::Full | JoinType::RightSemi | JoinType::RightAnti | JoinType::RightMark)
-            {
-                right = self.windowed(right)?;
-            }
-        }
-        right = self.renamed(right)?;
+        use JoinType::{Full, Inner, Left, LeftAnti, LeftMark, LeftSemi, Right, RightAnti, RightMark, RightSemi};
+        let (left, left_window) = self.side(&join.left, matches!(join.join_type, Left | Full | LeftSemi | LeftAnti | LeftMark))?;
+        let (right, right_window) = self.side(&join.right, matches!(join.join_type, Right | Full | RightSemi | RightAnti | RightMark))?;
         let mut on = join.on.clone();
-        if let (Some(left), Some(right)) = (&left.window, &right.window) {
+        if let (Some(left), Some(right)) = (&left_window, &right_window) {
+            if join.null_aware {
+                return Err(shape("NOT IN (it compares with the nulls of all windows); write NOT EXISTS"));
+            }
             on.push((Expr::Column(left.clone()), Expr::Column(right.clone())));
         }
-        let windows = (left.window.clone(), right.window.clone());
         let plan = LogicalPlan::Join(Join::try_new(
-            Arc::new(left.plan),
-            Arc::new(right.plan),
+            Arc::new(left),
+            Arc::new(right),
             on,
             join.filter.clone(),
             join.join_type,
@@ -307,44 +288,47 @@ impl Lifter<'_> {
             join.null_equality,
             join.null_aware,
         )?);
-        let window = match join.join_type {
-            JoinType::Right | JoinType::RightSemi | JoinType::RightAnti | JoinType::RightMark => windows.1,
-            JoinType::Left | JoinType::LeftSemi | JoinType::LeftAnti | JoinType::LeftMark => windows.0,
-            JoinType::Inner => windows.0.or(windows.1),
-            JoinType::Full => {
-                let (Some(left), Some(right)) = windows else { return Ok(Node { plan, window: None }) };
+        let window = match (join.join_type, left_window, right_window) {
+            (Full, Some(left), Some(right)) => {
                 let name = self.name();
                 let either = datafusion::functions::core::expr_fn::coalesce(vec![Expr::Column(left), Expr::Column(right)]);
                 let mut columns = columns_of(&join.schema);
                 columns.push(either.alias(name.clone()));
                 let plan = LogicalPlan::Projection(Projection::try_new(columns, Arc::new(plan))?);
-                return Ok(Node { plan, window: Some(Column::from_name(name)) });
+                return Ok(Node { plan, window: Column::from_name(name) });
             }
+            (Inner | Left | LeftSemi | LeftAnti | LeftMark, Some(window), _)
+            | (Inner | Right | RightSemi | RightAnti | RightMark, _, Some(window)) => window,
+            _ => return Err(shape("a join whose rows have no window")),
         };
         Ok(Node { plan, window })
     }
 
-    fn union(&mut self, union: &Union) -> Result<Node, NotLifted> {
-        let mut inputs: Vec<Node> = union.inputs.iter().map(|input| self.lift(input)).collect::<Result<_, _>>()?;
-        if inputs.iter().all(|input| input.window.is_none()) {
-            let inputs = inputs.into_iter().map(|input| Arc::new(input.plan)).collect();
-            return Ok(Node { plan: LogicalPlan::Union(Union { inputs, schema: Arc::clone(&union.schema) }), window: None });
+    /// One side of a join, its window under a name of its own. A side without a window stays as it is, where it is not
+    /// `preserved`: its rows are there once for each window then.
+    fn side(&mut self, plan: &LogicalPlan, preserved: bool) -> Result<(LogicalPlan, Option<Column>), NotLifted> {
+        if !preserved && !self.depends_on_window(plan)? {
+            return Ok((plan.clone(), None));
         }
+        let node = self.lift(plan)?;
+        let name = self.name();
+        let mut columns = columns_of(plan.schema());
+        columns.push(Expr::Column(node.window).alias(name.clone()));
+        let plan = LogicalPlan::Projection(Projection::try_new(columns, Arc::new(node.plan))?);
+        Ok((plan, Some(Column::from_name(name))))
+    }
+
+    fn union(&mut self, union: &Union) -> Result<Node, NotLifted> {
         let name = self.name();
         let place = |index: usize| format!("{name}_{index}");
-        for (input, before) in inputs.iter_mut().zip(&union.inputs) {
-            let whole = std::mem::replace(input, Node { plan: LogicalPlan::default(), window: None });
-            let whole = self.windowed(whole)?;
-            let window = whole.window.into_iter().map(|window| Expr::Column(window).alias(name.clone()));
-            let columns: Vec<Expr> = columns_of(before.schema())
-                .into_iter()
-                .enumerate()
-                .map(|(index, column)| column.alias(place(index)))
-                .chain(window)
-                .collect();
-            input.plan = LogicalPlan::Projection(Projection::try_new(columns, Arc::new(whole.plan))?);
+        let mut inputs = Vec::with_capacity(union.inputs.len());
+        for input in &union.inputs {
+            let node = self.lift(input)?;
+            let mut columns: Vec<Expr> =
+                columns_of(input.schema()).into_iter().enumerate().map(|(index, column)| column.alias(place(index))).collect();
+            columns.push(Expr::Column(node.window).alias(name.clone()));
+            inputs.push(Arc::new(LogicalPlan::Projection(Projection::try_new(columns, Arc::new(node.plan))?)));
         }
-        let all = Union::try_new(inputs.into_iter().map(|input| Arc::new(input.plan)).collect())?;
         let columns: Vec<Expr> = union
             .schema
             .iter()
@@ -354,13 +338,24 @@ impl Lifter<'_> {
             })
             .chain([Expr::Column(Column::from_name(name.clone()))])
             .collect();
-        let plan = LogicalPlan::Projection(Projection::try_new(columns, Arc::new(LogicalPlan::Union(all)))?);
-        Ok(Node { plan, window: Some(Column::from_name(name)) })
+        let all = LogicalPlan::Union(Union::try_new(inputs)?);
+        let plan = LogicalPlan::Projection(Projection::try_new(columns, Arc::new(all))?);
+        Ok(Node { plan, window: Column::from_name(name) })
     }
 }
 
+fn alias(plan: LogicalPlan, name: TableReference) -> Result<LogicalPlan, DataFusionError> {
+    Ok(LogicalPlan::SubqueryAlias(SubqueryAlias::try_new(Arc::new(plan), name)?))
+}
+
+/// The same columns, called `NAME_0`, `NAME_1`, ….
+fn numbered(plan: LogicalPlan, name: &str) -> Result<LogicalPlan, DataFusionError> {
+    let columns =
+        columns_of(plan.schema()).into_iter().enumerate().map(|(index, column)| column.alias(format!("{name}_{index}"))).collect();
+    Ok(LogicalPlan::Projection(Projection::try_new(columns, Arc::new(plan))?))
+}
+
 fn refuse_subqueries(plan: &LogicalPlan) -> Result<(), NotLifted> {
-    use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
     let mut found = false;
     plan.apply_expressions(|root| {
         root.apply(|expr| {
@@ -372,24 +367,6 @@ fn refuse_subqueries(plan: &LogicalPlan) -> Result<(), NotLifted> {
         })
     })?;
     if found { Err(shape("a subquery that cannot be turned into a join")) } else { Ok(()) }
-}
-
-/// The aggregate over the rows for which `there` holds.
-fn filtered(expr: Expr, there: &Expr) -> Result<Expr, NotLifted> {
-    match expr {
-        Expr::Alias(mut alias) => {
-            *alias.expr = filtered(*alias.expr, there)?;
-            Ok(Expr::Alias(alias))
-        }
-        Expr::AggregateFunction(AggregateFunction { func, mut params }) => {
-            params.filter = Some(Box::new(match params.filter {
-                Some(filter) => filter.and(there.clone()),
-                None => there.clone(),
-            }));
-            Ok(Expr::AggregateFunction(AggregateFunction { func, params }))
-        }
-        _ => Err(shape("an aggregate that is no plain function")),
-    }
 }
 
 /// The window function within each window.

@@ -11,7 +11,7 @@ use datafusion::execution::session_state::SessionStateBuilder;
 use datafusion::execution::{SessionState, SessionStateDefaults};
 use datafusion::prelude::{SessionConfig, SessionContext};
 
-use crate::functions;
+use crate::{functions, planning};
 
 /// Memory and parallelism of sessions.
 #[derive(Debug, Clone)]
@@ -61,6 +61,8 @@ fn state(runtime: Arc<RuntimeEnv>, limits: &SessionLimits) -> SessionState {
     planners.extend(SessionStateDefaults::default_expr_planners());
     SessionStateBuilder::new()
         .with_config(config)
+        .with_analyzer_rules(planning::analyzer_rules())
+        .with_optimizer_rules(planning::optimizer_rules())
         .with_runtime_env(runtime)
         .with_scalar_functions(functions::scalar_functions())
         .with_aggregate_functions(functions::aggregate_functions())

@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 
 use sqlparser::ast::{
     BinaryOperator, Distinct, Expr, Function, FunctionArg, FunctionArguments, JoinConstraint, LimitClause, NamedWindowExpr, Query, Select,
-    SelectItem, SetExpr, SetOperator, Spanned, TableFactor, Value, Visit, Visitor, WindowType,
+    SelectItem, SetExpr, SetOperator, Spanned, Value, Visit, Visitor, WindowType,
 };
 
 use super::Reading;

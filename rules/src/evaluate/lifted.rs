@@ -114,7 +114,11 @@ async fn plan(context: &SessionContext, query: &Query, sources: &LiftedSources<'
     let statement = PlanStatement::Statement(Box::new(Statement::Query(Box::new(query.clone()))));
     let state = context.state();
     let plan = state.statement_to_plan(statement).await?;
-    Ok(lift(&decorrelate(&state, plan)?, sources)?.plan)
+    let d = decorrelate(&state, plan)?;
+    if std::env::var_os("PLAN").is_some() { println!("DECOR\n{}", d.display_indent()); }
+    let l = lift(&d, sources)?;
+    if std::env::var_os("PLAN").is_some() { println!("LIFTED\n{}\nOPT\n{}", l.display_indent(), state.optimize(&l)?.display_indent()); }
+    Ok(l)
 }
 
 async fn execute(context: &SessionContext, query: &Query, sources: &LiftedSources<'_>) -> Result<RecordBatch, LiftedError> {
@@ -165,9 +169,13 @@ fn column(name: &str) -> Expr {
 }
 
 impl Sources for LiftedSources<'_> {
-    fn windowed(&self, table: &TableReference, window: &str) -> Result<Option<LogicalPlan>, DataFusionError> {
+    fn is_windowed(&self, table: &TableReference) -> bool {
+        (table.table() == "contracts" && self.set.by_contract()) || self.rule.inputs.iter().any(|(input, _)| input.table() == *table)
+    }
+
+    fn windowed(&self, table: &TableReference, window: &str) -> Result<LogicalPlan, DataFusionError> {
         let Some((input, _)) = self.rule.inputs.iter().find(|(input, _)| input.table() == *table) else {
-            return if table.table() == "contracts" && self.set.by_contract() { self.contracts(window).map(Some) } else { Ok(None) };
+            return self.contracts(window);
         };
         match input {
             Input::Usage => self.usage(window),
@@ -176,7 +184,6 @@ impl Sources for LiftedSources<'_> {
             Input::Upstream(_) => self.charges(input, Lookup::Inside, window),
             Input::Earlier(_) => self.charges(input, Lookup::After, window),
         }
-        .map(Some)
     }
 
     fn windows(&self, window: &str) -> Result<LogicalPlan, DataFusionError> {

@@ -1,0 +1,250 @@
+//! Lifted = one by one, held over rules, reference data and usage that are made by chance.
+//!
+//! `RATEMILL_SEED` is the seed of the first case, `RATEMILL_CASES` their number; a case that fails names its seed.
+#![allow(clippy::unwrap_used)]
+
+mod data;
+mod random;
+mod relations;
+mod rules;
+mod templates;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+use std::sync::Arc;
+
+use arrow::array::RecordBatch;
+use arrow::util::display::{ArrayFormatter, FormatOptions};
+use datafusion::datasource::MemTable;
+use ratemill_schemas::Window;
+
+use super::{Evaluator, Mode, RateError, WindowCharges};
+use crate::diagnostics::Diagnostics;
+use crate::project::RuleProject;
+use crate::session::{SessionLimits, runtime};
+use data::{Setup, dealt_out, usage_schema};
+use random::Random;
+
+/// Windows that are rated in one case.
+const WINDOWS_MAX: usize = 6;
+
+/// What must come up in every run.
+const SHAPES: [&str; 34] = [
+    "aggregate",
+    "aggregate distinct",
+    "aggregate filter",
+    "anchored periods",
+    "anti join",
+    "billing periods",
+    "carry",
+    "charges of another rule",
+    "correlated scalar subquery",
+    "cte",
+    "distinct",
+    "earlier charges",
+    "empty windows",
+    "exists",
+    "filter",
+    "full join",
+    "global aggregate",
+    "having",
+    "in",
+    "inner join",
+    "left join",
+    "local time",
+    "mark join",
+    "not exists",
+    "projection",
+    "reference LEFT JOIN usage",
+    "right join",
+    "scalar subquery",
+    "semi join",
+    "sub-aggregate",
+    "union",
+    "union with a reference-only branch",
+    "unnest",
+    "window function",
+];
+
+fn number(variable: &str, default: u64) -> u64 {
+    std::env::var(variable).map_or(default, |text| text.parse().unwrap())
+}
+
+#[tokio::test]
+async fn lifted_is_one_by_one() {
+    let (seed, cases) = (number("RATEMILL_SEED", 1), number("RATEMILL_CASES", 150));
+    let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+    for case in 0..cases {
+        let seed = seed + case;
+        let mut random = Random::new(seed);
+        let setup = Setup::new(&mut random);
+        let mut rules = rules::rules(&setup, &mut random);
+        if let Ok(path) = std::env::var("OVERRIDE") { rules.files[0].1 = std::fs::read_to_string(path).unwrap(); }
+        let texts: String = rules.files.iter().map(|(_, text)| format!("\n{text}")).collect();
+        let case = match Case::new(setup, rules, &mut random).await {
+            Ok(case) => case,
+            Err(diagnostics) if std::env::var_os("RATEMILL_REFUSED").is_some() => {
+                println!("seed {seed} is refused:\n{diagnostics}");
+                *counts.entry("refused by the check").or_default() += 1;
+                continue;
+            }
+            Err(_) => {
+                *counts.entry("refused by the check").or_default() += 1;
+                continue;
+            }
+        };
+        match case.run(&mut random).await {
+            Ok(found) => found.into_iter().for_each(|shape| *counts.entry(shape).or_default() += 1),
+            Err(message) => panic!("seed {seed}: {message}\n{texts}"),
+        }
+    }
+    println!("{counts:#?}");
+    let count = |shape: &str| counts.get(shape).copied().unwrap_or(0);
+    if cases >= 150 {
+        let missing: Vec<&str> = SHAPES.into_iter().filter(|shape| count(shape) == 0).collect();
+        assert!(missing.is_empty(), "never came up: {missing:?}");
+        let useful = count("charges");
+        assert!(useful * 2 > usize::try_from(cases).unwrap(), "only {useful} of {cases} cases charged anything");
+    }
+}
+
+/// One rule with everything that it reads.
+struct Case {
+    project: Arc<RuleProject>,
+    windows: Vec<Window>,
+    usage: RecordBatch,
+    shapes: BTreeSet<&'static str>,
+    one_by_one: bool,
+}
+
+/// What a rule charges, as texts: the rows of each window in order, or why there are none.
+type Charged = Result<BTreeMap<Window, Vec<String>>, String>;
+
+impl Case {
+    async fn new(setup: Setup, rules: rules::Rules, random: &mut Random) -> Result<Self, Diagnostics> {
+        let reference = setup.reference(random);
+        let (project, _) = RuleProject::check(rules.files, reference, usage_schema(), Diagnostics::default()).await?;
+        let rated = project.rules.iter().find(|rule| rule.name == "rated").unwrap();
+        let mut windows = rated.windows_between(&project.reference, setup.from, setup.to).unwrap();
+        windows.truncate(WINDOWS_MAX);
+        let usage = setup.usage(&windows, &project.usage, random);
+        Ok(Self { project: Arc::new(project), windows, usage, shapes: rules.shapes, one_by_one: rules.one_by_one })
+    }
+
+    /// Rates the windows in every way; returns what came up.
+    async fn run(mut self, random: &mut Random) -> Result<BTreeSet<&'static str>, String> {
+        let whole = vec![vec![self.usage.clone()]];
+        let expected = self.rate(Mode::OneByOne, 1, whole.clone(), &self.windows).await;
+        let lifted = self.rate(Mode::Lifted, 1, whole.clone(), &self.windows).await;
+        match &lifted {
+            Err(message) if message.contains("not lifted") => {
+                self.shapes = BTreeSet::from(["one window at a time"]);
+                // What fails in every window need not be understood for all of them.
+                if !self.one_by_one && expected.is_ok() {
+                    return Err(message.clone());
+                }
+            }
+            _ => same("lifted", &expected, &lifted, false)?,
+        }
+        if std::env::var_os("SHOW").is_some() {
+            println!("{expected:#?}");
+        }
+        let auto = self.rate(Mode::Auto, 1, whole, &self.windows).await;
+        same("by itself", &expected, &auto, true)?;
+        for partitions in [2, 8] {
+            let dealt = dealt_out(&self.usage, partitions, random);
+            let shuffled = self.rate(Mode::Auto, partitions, dealt, &self.windows).await;
+            same(&format!("shuffled over {partitions} partitions"), &expected, &shuffled, false)?;
+        }
+        let mut some = self.windows.clone();
+        some.retain(|_| random.chance(50));
+        random.shuffle(&mut some);
+        let subset = self.rate(Mode::Auto, 1, dealt_out(&self.usage, 1, random), &some).await;
+        if let (Ok(expected), Ok(subset)) = (&expected, &subset) {
+            let expected: BTreeMap<_, _> = some.iter().map(|window| (*window, expected[window].clone())).collect();
+            same("some windows", &Ok(expected), &Ok(subset.clone()), false)?;
+        } else if let (Ok(_), Err(message)) = (&expected, &subset) {
+            return Err(format!("some windows fail: {message}"));
+        }
+        self.outcome(&expected);
+        Ok(self.shapes)
+    }
+
+    fn outcome(&mut self, expected: &Charged) {
+        match expected {
+            Ok(charges) => {
+                if charges.values().any(|rows| !rows.is_empty()) {
+                    self.shapes.insert("charges");
+                }
+                let times = self.usage.column_by_name("time").unwrap();
+                let times = arrow::array::AsArray::as_primitive::<arrow::datatypes::TimestampMicrosecondType>(times);
+                if self.windows.iter().any(|window| !times.values().iter().any(|time| window.contains(*time))) {
+                    self.shapes.insert("empty windows");
+                }
+            }
+            Err(message) => {
+                if std::env::var_os("RATEMILL_REFUSED").is_some() {
+                    println!("{message}");
+                }
+                self.shapes = BTreeSet::from(["errors"]);
+            }
+        }
+    }
+
+    async fn rate(&self, mode: Mode, partitions: usize, usage: Vec<Vec<RecordBatch>>, windows: &[Window]) -> Charged {
+        let limits = SessionLimits { partitions, ..SessionLimits::default() };
+        let usage = Arc::new(MemTable::try_new(Arc::clone(self.project.usage.stored()), usage).unwrap());
+        let evaluator = Evaluator::new(runtime(&limits).unwrap(), limits, Arc::clone(&self.project), usage).with_mode(mode);
+        let rated = self.project.rules.iter().find(|rule| rule.name == "rated").unwrap();
+        match evaluator.evaluate(rated, windows).await {
+            Ok(charges) => {
+                assert_eq!(charges.iter().map(|charges| charges.window).collect::<Vec<_>>(), windows);
+                Ok(charges.iter().map(|charges| (charges.window, rows(charges))).collect())
+            }
+            // Which of several rows is named depends on their order.
+            Err(RateError::FanOut { window, .. }) => Err(format!("fan-out in {window}")),
+            Err(RateError::Charge { window, .. }) => Err(format!("charges in {window}")),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+}
+
+/// The charges as texts, in order.
+fn rows(charges: &WindowCharges) -> Vec<String> {
+    let options = FormatOptions::default().with_null("null");
+    let schema = charges.charges.schema();
+    let formatters: Vec<ArrayFormatter<'_>> =
+        charges.charges.columns().iter().map(|column| ArrayFormatter::try_new(column, &options).unwrap()).collect();
+    let mut rows: Vec<String> = (0..charges.charges.num_rows())
+        .map(|row| {
+            let mut text = String::new();
+            for (field, formatter) in schema.fields().iter().zip(&formatters) {
+                write!(text, "{}={} ", field.name(), formatter.value(row)).unwrap();
+            }
+            text
+        })
+        .collect();
+    rows.sort();
+    rows
+}
+
+/// Fails where charges differ; errors must agree in that there is one and, where they are `exact`, in what they say.
+fn same(what: &str, expected: &Charged, found: &Charged, exact: bool) -> Result<(), String> {
+    match (expected, found) {
+        (Ok(expected), Ok(found)) if expected == found => Ok(()),
+        (Ok(expected), Ok(found)) => {
+            let mut message = format!("{what}: other charges");
+            for (window, expected) in expected {
+                let found = &found[window];
+                if expected != found {
+                    write!(message, "\nin {window} expected\n  {}\nfound\n  {}", expected.join("\n  "), found.join("\n  ")).unwrap();
+                }
+            }
+            Err(message)
+        }
+        (Err(expected), Err(found)) if !exact || expected == found => Ok(()),
+        (Err(expected), Err(found)) => Err(format!("{what}: expected the error {expected}\nfound {found}")),
+        (Ok(_), Err(found)) => Err(format!("{what}: no error expected, found {found}")),
+        (Err(expected), Ok(_)) => Err(format!("{what}: expected the error {expected}")),
+    }
+}
