@@ -119,7 +119,11 @@ impl Lifter<'_> {
         refuse_subqueries(plan)?;
         let node = self.node(plan)?;
         let columns = node.plan.schema().columns();
-        if plan.schema().columns().iter().all(|column| columns.contains(column)) { Ok(node) } else { Err(shape("columns under other names")) }
+        if plan.schema().columns().iter().all(|column| columns.contains(column)) {
+            Ok(node)
+        } else {
+            Err(shape("columns under other names"))
+        }
     }
 
     fn node(&mut self, plan: &LogicalPlan) -> Result<Node, NotLifted> {
@@ -246,8 +250,7 @@ impl Lifter<'_> {
     fn window_functions(&mut self, node: &WindowNode) -> Result<Node, NotLifted> {
         let Node { plan: input, window } = self.lift(&node.input)?;
         let before = input.schema().fields().len();
-        let functions: Vec<Expr> =
-            node.window_expr.iter().map(|expr| partitioned(expr.clone(), &window)).collect::<Result<_, _>>()?;
+        let functions: Vec<Expr> = node.window_expr.iter().map(|expr| partitioned(expr.clone(), &window)).collect::<Result<_, _>>()?;
         let lifted = WindowNode::try_new(functions, Arc::new(input))?;
         let old = node.input.schema().fields().len();
         let columns: Vec<Expr> = lifted

@@ -282,7 +282,14 @@ impl ScalarUDFImpl for WindowLookup {
                 for row in 0..rows {
                     let (time, next) = (first.value(row), nexts.is_valid(row).then(|| nexts.value(row)));
                     let mut add = |contract: &str| {
-                        set.opened(contract, time, next).iter().for_each(|target| lists.values().append_value(number(target)));
+                        for target in set.opened(contract, time, next) {
+                            // What a subject had under another contract is that contract's.
+                            let start = set.targets[*target].window.start;
+                            let belongs = |periods: &BillingPeriods| periods.contract_of(subjects.value(row), start) == Some(contract);
+                            if set.periods().is_none_or(belongs) {
+                                lists.values().append_value(number(target));
+                            }
+                        }
                     };
                     if set.by_contract() {
                         set.contracts.get(subjects.value(row)).into_iter().flatten().for_each(|contract| add(contract));

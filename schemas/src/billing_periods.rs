@@ -115,6 +115,11 @@ impl BillingPeriods {
             .map(|(subject, _)| subject.as_str())
     }
 
+    /// The subjects that belong to `contract` at `time`, which is µs UTC.
+    pub fn subjects_at(&self, contract: &str, time: i64) -> impl Iterator<Item = &str> {
+        self.spans_of(contract).filter(move |(_, from, to)| *from <= time && time < *to).map(|(subject, ..)| subject)
+    }
+
     /// The times at which each subject belongs to `contract`: subject, first instant, first instant after.
     pub fn spans_of(&self, contract: &str) -> impl Iterator<Item = (&str, i64, i64)> {
         self.subjects.iter().flat_map(move |(subject, spans)| {

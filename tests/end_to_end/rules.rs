@@ -397,3 +397,68 @@ fn readers_settle_against_what_was_charged_and_are_re_rated_with_it() {
     assert_eq!(owed("vat"), ["2026-06-01T00:00:00Z,40", "2026-07-01T00:00:00Z,30"]);
     assert_eq!(owed("true_up"), ["2026-07-01T00:00:00Z,800", "2026-08-01T00:00:00Z,650"]);
 }
+
+#[test]
+fn what_opens_a_billing_period_belongs_to_its_contract() {
+    let (_, owed) = in_two_steps(
+        |project| {
+            project.write(
+                "reference/contracts.toml",
+                "key = [\"subject\"]\n[columns]\nsubject = \"text\"\ncustomer_id = \"text\"\ncontract_id = \"text\"\nplan = \"text\"\ncurrency = \"text\"\nanchor_day = \"integer\"\nvalid_from = \"date\"\nvalid_to = \"date?\"\n",
+            );
+            project.write(
+                "reference/contracts.csv",
+                "subject,customer_id,contract_id,plan,currency,anchor_day,valid_from,valid_to\n\
+                 s1,cust-1,k1,home,EUR,1,2026-01-01,\ns2,cust-1,k1,home,EUR,1,2026-01-01,2026-02-01\ns2,cust-2,k2,home,EUR,1,2026-02-01,\n",
+            );
+            let levels = LEVELS
+                .replace("window = 'month'", "window = 'billing_period'")
+                .replace("SELECT l.subject AS customer_id, 'Storage'", "SELECT c.customer_id, c.contract_id, 'Storage'")
+                .replace(
+                    "FROM levels l CROSS JOIN billing_window w GROUP BY l.subject",
+                    "FROM levels l CROSS JOIN billing_window w JOIN (SELECT DISTINCT customer_id, contract_id FROM contracts x \
+                     WHERE x.valid_from < TIMESTAMP '2100-01-01T00:00:00Z' AND (x.valid_to IS NULL OR x.valid_to > TIMESTAMP '1970-01-01T00:00:00Z')) c \
+                     ON c.contract_id IS NOT NULL GROUP BY c.customer_id, c.contract_id, l.subject",
+                )
+                .replace("AS currency", "AS currency, l.subject AS device");
+            project.write("rules/energy.sql", &levels);
+        },
+        &[
+            event("level", "a", "s1", "2026-01-01T00:00:00Z", "1"),
+            event("level", "b", "s2", "2026-01-01T00:00:00Z", "10"),
+            event("level", "end", "s1", "2026-03-01T00:00:00Z", "0"),
+        ],
+        &[],
+    );
+    let february: Vec<&str> = owed.iter().filter(|line| line.contains("2026-02-01T00:00:00Z,2026-03-01")).map(String::as_str).collect();
+    assert_eq!(
+        february,
+        [
+            "energy,cust-1,k1,Storage,2026-02-01T00:00:00Z,2026-03-01T00:00:00Z,672",
+            "energy,cust-2,k2,Storage,2026-02-01T00:00:00Z,2026-03-01T00:00:00Z,6720"
+        ]
+    );
+}
+
+#[test]
+fn late_usage_of_a_former_version_finds_every_rule_that_it_read() {
+    let project = Project::new("");
+    let both = "CREATE MATERIALIZED VIEW both_taxed WITH (window = 'month', grace = '1 day', effective_from = '2026-09-01') AS
+        SELECT t.customer_id, 'Both' AS item, sum(t.amount) AS amount, t.currency
+        FROM (SELECT customer_id, amount, currency FROM energy UNION ALL SELECT customer_id, amount, currency FROM energy_tax) t
+        GROUP BY t.customer_id, t.currency";
+    project.write("rules/energy_tax.sql", TAX);
+    project.write("rules/both_taxed.sql", both);
+    let rate = |name: &str, events: &[Value]| {
+        let file = project.write(name, &lines(events));
+        ok(&["rate", "-C", project.text(), "--usage", file.to_str().unwrap(), "--close"]);
+    };
+    rate("a.ndjson", &[kwh("a", "m1", "2026-09-02T00:00:00Z", "10")]);
+    project.write("rules/both_taxed.sql", &format!("{both} -- the same"));
+    rate("b.ndjson", &[kwh("b", "m1", "2026-09-03T00:00:00Z", "10")]);
+    assert!(
+        net(&project).contains(&"both_taxed,cust-1,,Both,2026-09-01T00:00:00Z,2026-10-01T00:00:00Z,13.2".to_owned()),
+        "{:?}",
+        net(&project)
+    );
+}

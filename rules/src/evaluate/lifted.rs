@@ -115,9 +115,13 @@ async fn plan(context: &SessionContext, query: &Query, sources: &LiftedSources<'
     let state = context.state();
     let plan = state.statement_to_plan(statement).await?;
     let d = decorrelate(&state, plan)?;
-    if std::env::var_os("PLAN").is_some() { println!("DECOR\n{}", d.display_indent()); }
+    if std::env::var_os("PLAN").is_some() {
+        println!("DECOR\n{}", d.display_indent());
+    }
     let l = lift(&d, sources)?;
-    if std::env::var_os("PLAN").is_some() { println!("LIFTED\n{}\nOPT\n{}", l.display_indent(), state.optimize(&l)?.display_indent()); }
+    if std::env::var_os("PLAN").is_some() {
+        println!("LIFTED\n{}\nOPT\n{}", l.display_indent(), state.optimize(&l)?.display_indent());
+    }
     Ok(l)
 }
 

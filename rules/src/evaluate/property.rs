@@ -79,7 +79,9 @@ async fn lifted_is_one_by_one() {
         let mut random = Random::new(seed);
         let setup = Setup::new(&mut random);
         let mut rules = rules::rules(&setup, &mut random);
-        if let Ok(path) = std::env::var("OVERRIDE") { rules.files[0].1 = std::fs::read_to_string(path).unwrap(); }
+        if let Ok(path) = std::env::var("OVERRIDE") {
+            rules.files[0].1 = std::fs::read_to_string(path).unwrap();
+        }
         let texts: String = rules.files.iter().map(|(_, text)| format!("\n{text}")).collect();
         let case = match Case::new(setup, rules, &mut random).await {
             Ok(case) => case,

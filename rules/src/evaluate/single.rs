@@ -201,8 +201,11 @@ impl Run<'_> {
     fn opening(&self, subjects: Option<&[String]>) -> Result<LogicalPlan, DataFusionError> {
         let mut filter = before(self.target.window.start);
         if let (Some(contract), Some(periods)) = (&self.target.contract, self.set.periods()) {
-            let of_contract = periods.subjects_of(contract).map(lit).collect();
-            filter = filter.and(Expr::Column(Column::from_name("subject")).in_list(of_contract, false));
+            // What a subject had under another contract is that contract's.
+            let of_contract: Vec<Expr> = periods.subjects_at(contract, self.target.window.start).map(lit).collect();
+            let none = of_contract.is_empty();
+            let belongs = Expr::Column(Column::from_name("subject")).in_list(of_contract, false);
+            filter = filter.and(if none { lit(false) } else { belongs });
         }
         let before = self.scan(filter, subjects)?;
         let column = |name: &str| Expr::Column(Column::from_name(name));

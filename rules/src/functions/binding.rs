@@ -139,8 +139,11 @@ pub(super) struct Row<'a> {
 #[derive(Default)]
 pub(super) struct Parsed {
     zones: RefCell<HashMap<String, TimeZone>>,
-    last: RefCell<HashMap<usize, (ArrayRef, Arc<dyn std::any::Any + Send + Sync>)>>,
+    last: RefCell<HashMap<usize, (ArrayRef, ParsedList)>>,
 }
+
+/// What the elements of a list were read as.
+type ParsedList = Arc<dyn std::any::Any + Send + Sync>;
 
 impl Row<'_> {
     fn is_given(&self, index: usize) -> bool {

@@ -233,6 +233,7 @@ mod tests {
         Cell::Text(cell.to_owned())
     }
 
+    #[allow(clippy::result_large_err)]
     fn parse(text: &str) -> Result<Suite, Diagnostic> {
         let mut diagnostics = Diagnostics::default();
         Suite::parse("tests/rooms.yml", text, &mut diagnostics).ok_or_else(|| diagnostics.0.remove(0))

@@ -97,17 +97,33 @@ impl Setup {
         let files = vec![
             table(
                 "contracts",
-                &format!("key = ['subject']\n[columns]\ncontract_id = 'text'\nsubject = 'text'\ncustomer_id = 'text'\nplan = 'text'\ncurrency = 'text'\nanchor_day = 'integer'\ntimezone = 'text?'\nmonthly_fee = 'decimal?'\n{validity}"),
+                &format!(
+                    "key = ['subject']\n[columns]\ncontract_id = 'text'\nsubject = 'text'\ncustomer_id = 'text'\nplan = 'text'\ncurrency = 'text'\nanchor_day = 'integer'\ntimezone = 'text?'\nmonthly_fee = 'decimal?'\n{validity}"
+                ),
                 self.contracts(random),
             ),
             table(
                 "prices",
-                &format!("key = ['plan', 'item']\n[columns]\nplan = 'text'\nitem = 'text'\nup_to = 'decimal?'\nunit_price = 'decimal'\nflat_fee = 'decimal'\n{validity}"),
+                &format!(
+                    "key = ['plan', 'item']\n[columns]\nplan = 'text'\nitem = 'text'\nup_to = 'decimal?'\nunit_price = 'decimal'\nflat_fee = 'decimal'\n{validity}"
+                ),
                 self.prices(random),
             ),
-            table("rates", "key = ['plan', 'meter']\n[columns]\nplan = 'text'\nmeter = 'text'\nprice = 'decimal?'\nsince = 'timestamp?'\ngrade = 'integer?'", self.rates(random)),
-            table("customers", "key = ['customer_id']\n[columns]\ncustomer_id = 'text'\nregion = 'text?'\ncredit = 'decimal?'\nsince = 'timestamp?'\ngrade = 'integer?'", self.customers(random)),
-            table("labels", "[columns]\nsubject = 'text?'\ntag = 'text?'\nweight = 'decimal?'\nsince = 'timestamp?'\ngrade = 'integer?'", self.labels(random)),
+            table(
+                "rates",
+                "key = ['plan', 'meter']\n[columns]\nplan = 'text'\nmeter = 'text'\nprice = 'decimal?'\nsince = 'timestamp?'\ngrade = 'integer?'",
+                self.rates(random),
+            ),
+            table(
+                "customers",
+                "key = ['customer_id']\n[columns]\ncustomer_id = 'text'\nregion = 'text?'\ncredit = 'decimal?'\nsince = 'timestamp?'\ngrade = 'integer?'",
+                self.customers(random),
+            ),
+            table(
+                "labels",
+                "[columns]\nsubject = 'text?'\ntag = 'text?'\nweight = 'decimal?'\nsince = 'timestamp?'\ngrade = 'integer?'",
+                self.labels(random),
+            ),
         ];
         let mut diagnostics = Diagnostics::default();
         let reference = ReferenceData::from_files(files, "case", &mut diagnostics);
@@ -123,7 +139,14 @@ impl Setup {
                 let changed = if random.chance(40) { self.instant(random) } else { i64::MAX };
                 // Two contracts with the same months share windows.
                 let terms = if number == 2 { [(1, "Europe/London"); 2] } else { terms };
-                (format!("K{number}"), format!("C{}", number.min(3)), random.pick(&["EUR", "USD"]), random.pick(&["P1", "P2"]), terms, changed)
+                (
+                    format!("K{number}"),
+                    format!("C{}", number.min(3)),
+                    random.pick(&["EUR", "USD"]),
+                    random.pick(&["P1", "P2"]),
+                    terms,
+                    changed,
+                )
             })
             .collect();
         let mut csv = "contract_id,subject,customer_id,plan,currency,anchor_day,timezone,monthly_fee,valid_from,valid_to\n".to_owned();
@@ -142,7 +165,12 @@ impl Setup {
                 for (from, to, (anchor, zone)) in [(*from, to.min(*changed), terms[0]), (*changed.max(from), to, terms[1])] {
                     if from < to {
                         let to = if to == i64::MAX { String::new() } else { format_instant(to) };
-                        writeln!(csv, "{contract},{subject},{customer},{plan},{currency},{anchor},{zone},{fee},{},{to}", format_instant(from)).unwrap();
+                        writeln!(
+                            csv,
+                            "{contract},{subject},{customer},{plan},{currency},{anchor},{zone},{fee},{},{to}",
+                            format_instant(from)
+                        )
+                        .unwrap();
                     }
                 }
             }
@@ -156,7 +184,11 @@ impl Setup {
         let first = self.before(5);
         for plan in ["P1", "P2"] {
             for item in METERS {
-                let spans = if random.chance(40) { vec![(first.as_str(), changed.as_str()), (changed.as_str(), "")] } else { vec![(first.as_str(), "")] };
+                let spans = if random.chance(40) {
+                    vec![(first.as_str(), changed.as_str()), (changed.as_str(), "")]
+                } else {
+                    vec![(first.as_str(), "")]
+                };
                 for (from, to) in spans {
                     for up_to in ["3", "10.5"].iter().take(random.below(3)).chain([&""]) {
                         let (price, fee) = (random.pick(&["0.1", "2", "0.333"]), random.pick(&["0", "1.5"]));
@@ -185,7 +217,8 @@ impl Setup {
     fn customers(&self, random: &mut Random) -> String {
         let mut csv = "customer_id,region,credit,since,grade\n".to_owned();
         for customer in ["C1", "C2", "C3", "C9", "s1", "s2"] {
-            writeln!(csv, "{customer},{},{},{}", random.pick(&["", "eu", "us"]), random.pick(&["", "0", "7.25"]), self.tail(random)).unwrap();
+            writeln!(csv, "{customer},{},{},{}", random.pick(&["", "eu", "us"]), random.pick(&["", "0", "7.25"]), self.tail(random))
+                .unwrap();
         }
         csv
     }

@@ -102,7 +102,8 @@ impl<'a> Author<'a> {
     }
 
     fn charges(&mut self, table: &str) -> Relation {
-        let sql = format!("SELECT r.customer_id AS k, r.item AS m, r.window_end AS t, r.amount AS q, CAST(NULL AS BIGINT) AS n FROM {table} r");
+        let sql =
+            format!("SELECT r.customer_id AS k, r.item AS m, r.window_end AS t, r.amount AS q, CAST(NULL AS BIGINT) AS n FROM {table} r");
         Relation { sql, windowed: true }
     }
 
@@ -148,7 +149,10 @@ impl<'a> Author<'a> {
         }
         let other = self.shallower(depth);
         let (inner, windowed) = (&other.sql, other.windowed);
-        let correlation = self.random.pick(&["b.k = a.k", "b.m = a.m AND b.n = a.n", "b.k = a.k AND b.q > a.q", "b.k IS NOT DISTINCT FROM a.k"]).to_owned();
+        let correlation = self
+            .random
+            .pick(&["b.k = a.k", "b.m = a.m AND b.n = a.n", "b.k = a.k AND b.q > a.q", "b.k IS NOT DISTINCT FROM a.k"])
+            .to_owned();
         let sql = match self.random.below(10) {
             0 => {
                 self.shape("exists");
@@ -347,11 +351,18 @@ impl<'a> Author<'a> {
             0 => format!("a.k, a.m, a.t, sum(a.q) OVER ({partition}ORDER BY a.t) AS q, a.n"),
             1 => format!("a.k, a.m, a.t, a.q, CAST(row_number() OVER ({partition}{everything}) AS BIGINT) AS n"),
             2 => format!("a.k, a.m, a.t, a.q - lag(a.q) OVER ({partition}{everything}) AS q, a.n"),
-            3 => format!("a.k, first_value(a.m) OVER ({partition}{everything}) AS m, lead(a.t) OVER ({partition}{everything}) AS t, a.q, a.n"),
-            4 => format!("a.k, a.m, a.t, sum(a.q) OVER ({partition}{everything} ROWS BETWEEN 1 PRECEDING AND CURRENT ROW) AS q, count(*) OVER ({partition}) AS n"),
+            3 => format!(
+                "a.k, first_value(a.m) OVER ({partition}{everything}) AS m, lead(a.t) OVER ({partition}{everything}) AS t, a.q, a.n"
+            ),
+            4 => format!(
+                "a.k, a.m, a.t, sum(a.q) OVER ({partition}{everything} ROWS BETWEEN 1 PRECEDING AND CURRENT ROW) AS q, count(*) OVER ({partition}) AS n"
+            ),
             5 => format!("a.k, a.m, a.t, max(a.q) OVER ({partition}) AS q, CAST(rank() OVER (ORDER BY a.q, a.k) AS BIGINT) AS n"),
             _ => {
-                let sql = format!("SELECT {EVERY_COLUMN} FROM (SELECT a.*, row_number() OVER ({partition}{everything}) AS position FROM ({}) a) a WHERE a.position <= 2", input.sql);
+                let sql = format!(
+                    "SELECT {EVERY_COLUMN} FROM (SELECT a.*, row_number() OVER ({partition}{everything}) AS position FROM ({}) a) a WHERE a.position <= 2",
+                    input.sql
+                );
                 return Relation { sql, windowed: input.windowed };
             }
         };
@@ -361,7 +372,9 @@ impl<'a> Author<'a> {
     fn distinct(&mut self, depth: usize) -> Relation {
         self.shape("distinct");
         let input = self.relation(depth - 1);
-        let columns = self.random.pick(&["a.k, a.m, a.t, a.q, a.n", "a.k, a.m, CAST(NULL AS TIMESTAMP WITH TIME ZONE) AS t, a.q, CAST(NULL AS BIGINT) AS n"]);
+        let columns = self
+            .random
+            .pick(&["a.k, a.m, a.t, a.q, a.n", "a.k, a.m, CAST(NULL AS TIMESTAMP WITH TIME ZONE) AS t, a.q, CAST(NULL AS BIGINT) AS n"]);
         Relation { sql: format!("SELECT DISTINCT {columns} FROM ({}) a", input.sql), windowed: input.windowed }
     }
 
@@ -374,7 +387,9 @@ impl<'a> Author<'a> {
         let columns = match self.random.below(4) {
             0 => format!("a.k, a.m, a.t, a.q, (SELECT count(*) FROM ({inner}) b WHERE {of}) AS n"),
             1 => format!("a.k, a.m, a.t, coalesce((SELECT sum(b.q) FROM ({inner}) b WHERE {of}), a.q) AS q, a.n"),
-            2 => format!("a.k, (SELECT max(b.m) FROM ({inner}) b WHERE {of}) AS m, a.t, a.q, 1 + (SELECT count(DISTINCT b.m) FROM ({inner}) b WHERE {of}) AS n"),
+            2 => format!(
+                "a.k, (SELECT max(b.m) FROM ({inner}) b WHERE {of}) AS m, a.t, a.q, 1 + (SELECT count(DISTINCT b.m) FROM ({inner}) b WHERE {of}) AS n"
+            ),
             _ => format!("a.k, a.m, (SELECT max(b.t) FROM ({inner}) b WHERE {of}) AS t, a.q, a.n"),
         };
         Relation { sql: format!("SELECT {columns} FROM ({outer}) a"), windowed: input.windowed || other.windowed }

@@ -17,7 +17,7 @@ pub(super) struct Rules {
 }
 
 /// The contract of a billing period; other windows have none.
-const CONTRACT: &str = 
+const CONTRACT: &str =
     "(SELECT max(z.contract_id) FROM billing_window y JOIN contracts FOR SYSTEM_TIME AS OF y.window_start AS z ON TRUE) AS contract_id, ";
 
 pub(super) fn rules(setup: &Setup, random: &mut Random) -> Rules {
@@ -25,7 +25,10 @@ pub(super) fn rules(setup: &Setup, random: &mut Random) -> Rules {
 }
 
 fn view(name: &str, calendar: &str, from: &str, options: &str, query: &str) -> (String, String) {
-    (format!("{name}.sql"), format!("CREATE MATERIALIZED VIEW {name}\nWITH ({calendar}, effective_from = '{from}'{options})\nAS\n{query}\n"))
+    (
+        format!("{name}.sql"),
+        format!("CREATE MATERIALIZED VIEW {name}\nWITH ({calendar}, effective_from = '{from}'{options})\nAS\n{query}\n"),
+    )
 }
 
 fn contract(setup: &Setup) -> &'static str {
@@ -80,18 +83,28 @@ fn generated(setup: &Setup, random: &mut Random) -> Rules {
     let query = match author.random.below(7) {
         0 => {
             author.shapes.insert("global aggregate");
-            format!("SELECT {contract}coalesce(max(a.k), 'all') AS customer_id, 'Total' AS item, coalesce(sum(a.q), 0) AS amount, 'EUR' AS currency, count(*) AS row_count, max(a.t) AS last_time FROM ({everything}) a")
+            format!(
+                "SELECT {contract}coalesce(max(a.k), 'all') AS customer_id, 'Total' AS item, coalesce(sum(a.q), 0) AS amount, 'EUR' AS currency, count(*) AS row_count, max(a.t) AS last_time FROM ({everything}) a"
+            )
         }
-        1 => format!("SELECT DISTINCT {contract}coalesce(a.k, '-') AS customer_id, coalesce(a.m, '-') AS item, a.n AS amount, 'EUR' AS currency, a.t AS at FROM ({everything}) a WHERE a.n IS NOT NULL"),
+        1 => format!(
+            "SELECT DISTINCT {contract}coalesce(a.k, '-') AS customer_id, coalesce(a.m, '-') AS item, a.n AS amount, 'EUR' AS currency, a.t AS at FROM ({everything}) a WHERE a.n IS NOT NULL"
+        ),
         2 => {
             author.shapes.insert("union with a reference-only branch");
-            format!("SELECT {contract}coalesce(a.k, '-') AS customer_id, coalesce(a.m, '-') AS item, coalesce(sum(a.q), 0) AS amount, 'EUR' AS currency, count(*) AS row_count FROM ({everything}) a GROUP BY a.k, a.m UNION ALL SELECT {contract}x.customer_id, 'Credit of ' || x.customer_id, x.credit, 'EUR', x.grade FROM customers x WHERE x.credit IS NOT NULL")
+            format!(
+                "SELECT {contract}coalesce(a.k, '-') AS customer_id, coalesce(a.m, '-') AS item, coalesce(sum(a.q), 0) AS amount, 'EUR' AS currency, count(*) AS row_count FROM ({everything}) a GROUP BY a.k, a.m UNION ALL SELECT {contract}x.customer_id, 'Credit of ' || x.customer_id, x.credit, 'EUR', x.grade FROM customers x WHERE x.credit IS NOT NULL"
+            )
         }
         3 => {
             author.shapes.insert("reference LEFT JOIN usage");
-            format!("SELECT {contract}x.customer_id, 'Fee' AS item, coalesce(x.credit, 0) + coalesce(sum(a.q), 0) AS amount, 'EUR' AS currency, count(a.k) AS row_count FROM customers x LEFT JOIN ({everything}) a ON a.k = x.customer_id GROUP BY x.customer_id, x.credit")
+            format!(
+                "SELECT {contract}x.customer_id, 'Fee' AS item, coalesce(x.credit, 0) + coalesce(sum(a.q), 0) AS amount, 'EUR' AS currency, count(a.k) AS row_count FROM customers x LEFT JOIN ({everything}) a ON a.k = x.customer_id GROUP BY x.customer_id, x.credit"
+            )
         }
-        _ => format!("SELECT {contract}coalesce(a.k, '-') AS customer_id, coalesce(a.m, '-') AS item, coalesce(sum(a.q), 0) AS amount, 'EUR' AS currency, count(*) AS row_count, sum(a.n) AS quantity, max(a.t) AS last_time FROM ({everything}) a GROUP BY a.k, a.m"),
+        _ => format!(
+            "SELECT {contract}coalesce(a.k, '-') AS customer_id, coalesce(a.m, '-') AS item, coalesce(sum(a.q), 0) AS amount, 'EUR' AS currency, count(*) AS row_count, sum(a.n) AS quantity, max(a.t) AS last_time FROM ({everything}) a GROUP BY a.k, a.m"
+        ),
     };
     author.shapes.insert("projection");
     let with = if author.ctes.is_empty() { String::new() } else { format!("WITH {}\n", author.ctes.join(",\n     ")) };
