@@ -37,7 +37,7 @@ fn dependencies_point_one_way() {
         ("rules", &["schemas"]),
         ("connectors", &["schemas"]),
         ("engine", &["connectors", "rules", "schemas"]),
-        ("benches", &["connectors"]),
+        ("benches", &["connectors", "rules", "schemas"]),
         ("tests", &["rules", "schemas"]),
     ];
     for (name, allowed) in allowed {

@@ -414,16 +414,14 @@ impl Visitor for Syntax<'_, '_> {
         }
         match expr {
             Expr::BinaryOp { left, op, right } => self.binary(expr, left, op, right),
-            Expr::InList { list, .. } => {
-                if list.iter().any(is_null_literal) {
-                    let place = self.source().of(expr);
-                    self.reading.error(
-                        "null-comparison",
-                        place,
-                        "NULL in a list equals nothing, and NOT IN is then never true",
-                        "take NULL out; write OR … IS NULL",
-                    );
-                }
+            Expr::InList { list, .. } if list.iter().any(is_null_literal) => {
+                let place = self.source().of(expr);
+                self.reading.error(
+                    "null-comparison",
+                    place,
+                    "NULL in a list equals nothing, and NOT IN is then never true",
+                    "take NULL out; write OR … IS NULL",
+                );
             }
             Expr::Value(value) => match &value.value {
                 Value::Number(text, _) => {
