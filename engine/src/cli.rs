@@ -138,6 +138,14 @@ struct Project {
 /// Runs the program.
 #[must_use]
 pub fn main() -> ExitCode {
+    // A reader that has seen enough (`ratemill explain … | head`) is no fault of ours.
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        if panic.to_string().contains("failed printing to stdout") {
+            std::process::exit(141);
+        }
+        report(panic);
+    }));
     let cli = Cli::parse();
     start_logging(&cli);
     // One crypto provider for the whole process, whatever the libraries bring.

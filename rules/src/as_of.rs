@@ -242,6 +242,9 @@ impl Rewriter<'_> {
         let usages = usage_aliases(select);
         let reads_usage = !usages.is_empty() || others.iter().any(|factor| self.holds_usage(factor));
         if self.fan_out_allowed || !reads_usage || usages.len() + others.len() < 2 {
+            if !self.fan_out_allowed && !reads_usage {
+                self.charges_fan_out(select, validities);
+            }
             return;
         }
         let help = "join usage with reference tables in one SELECT; or, if it is right as it is, say so with fan_out = 'allowed'";
@@ -264,12 +267,12 @@ impl Rewriter<'_> {
         for (item, validities) in select.from.iter().zip(validities) {
             if !is_usage(&item.relation) && !is_single_row(&item.relation) {
                 several.extend(table_and_alias(&item.relation).map(|(table, _)| table));
-                self.fan_out_key(&item.relation, select);
+                self.fan_out_key(&item.relation, select, "an event may match several rows of");
             }
             for (join, validity) in item.joins.iter().zip(validities) {
                 if !is_single_row(&join.relation) && !is_usage(&join.relation) && !self.is_unique(join, *validity) {
                     several.extend(table_and_alias(&join.relation).map(|(table, _)| table));
-                    self.fan_out_key(&join.relation, select);
+                    self.fan_out_key(&join.relation, select, "an event may match several rows of");
                 }
             }
         }
@@ -279,15 +282,33 @@ impl Rewriter<'_> {
         }
     }
 
-    /// Says which columns of a key a join with usage leaves open.
-    fn fan_out_key(&mut self, factor: &TableFactor, select: &Select) {
+    /// Warns of joins that may meet a charge of another rule several times.
+    fn charges_fan_out(&mut self, select: &Select, validities: &[Vec<Validity>]) {
+        let of_rule = |factor: &TableFactor| {
+            table_and_alias(factor).is_some_and(|(table, _)| self.rules.contains(table.strip_prefix("earlier.").unwrap_or(&table)))
+        };
+        if !relations(select).any(of_rule) {
+            return;
+        }
+        for (item, validities) in select.from.iter().zip(validities) {
+            for (join, validity) in item.joins.iter().zip(validities) {
+                let is_reference = table_and_alias(&join.relation).is_some_and(|(table, _)| self.reference.table(&table).is_some());
+                if is_reference && !self.is_unique(join, *validity) {
+                    self.fan_out_key(&join.relation, select, "a charge may match several rows of");
+                }
+            }
+        }
+    }
+
+    /// Says which columns of a key a join leaves open.
+    fn fan_out_key(&mut self, factor: &TableFactor, select: &Select, what: &str) {
         let Some((table, alias)) = table_and_alias(factor) else { return };
         if self.diagnostics.errors() > self.errors {
             // Keys are not looked at before the joins are right.
             return;
         }
         let place = self.source.of_span(factor.span());
-        let message = format!("an event may match several rows of `{table}`, and is then charged several times");
+        let message = format!("{what} `{table}`, and is then counted several times");
         let Some(reference) = self.reference.table(&table) else {
             if self.rules.contains(&table) {
                 self.warn(

@@ -137,13 +137,21 @@ fn evaluator(project: &Arc<RuleProject>, usage: &UsageSchema) -> Result<Evaluato
 
 fn windows(rule: &Rule) -> String {
     let options = &rule.options;
-    let grace = if options.grace == 0 { String::new() } else { format!(", final {} s after their end", options.grace / 1_000_000) };
+    let grace = if options.grace == 0 { String::new() } else { format!(", final {} after their end", duration(options.grace)) };
     let anchor = options.anchor.as_ref().map_or_else(String::new, |anchor| format!(" from day {anchor}"));
     match &options.window {
         WindowSpec::BillingPeriod => format!("the billing period of each contract{grace}"),
         WindowSpec::Calendar { .. } => format!("{}{anchor}, {}{grace}", options.window_name, options.timezone),
         WindowSpec::Fixed { .. } => format!("{}, counted from 1970 UTC{grace}", options.window_name),
     }
+}
+
+/// A length in the largest unit that it is a whole number of.
+fn duration(micros: i64) -> String {
+    let units = [("day", ratemill_schemas::time::DAY), ("hour", 3_600_000_000), ("minute", 60_000_000), ("second", 1_000_000)];
+    let (unit, length) = units.into_iter().find(|(_, length)| micros % length == 0).unwrap_or(("microsecond", 1));
+    let count = micros / length;
+    format!("{count} {unit}{}", if count == 1 { "" } else { "s" })
 }
 
 fn inputs(project: &RuleProject, rule: &Rule) -> Vec<String> {

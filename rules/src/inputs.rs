@@ -172,6 +172,8 @@ impl Inputs {
             if rule.reads_usage {
                 meters = meters.zip(rule.meters.clone()).map(|(mut own, theirs)| {
                     own.extend(theirs);
+                    own.sort();
+                    own.dedup();
                     own
                 });
             }

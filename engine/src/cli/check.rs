@@ -60,7 +60,7 @@ impl Check {
             None => {
                 let errors =
                     diagnostics.0.iter().filter(|diagnostic| diagnostic.severity == ratemill_rules::diagnostics::Severity::Error).count();
-                Err(Failure::rules(format!("{errors} errors")))
+                Err(Failure::rules(format!("{errors} {}", if errors == 1 { "error" } else { "errors" })))
             }
         }
     }
