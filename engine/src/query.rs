@@ -119,7 +119,7 @@ fn session(settings: &Settings) -> Result<SessionContext, QueryError> {
     options.execution.time_zone = Some("UTC".to_owned());
     let mut state = SessionStateBuilder::new().with_config(config).with_runtime_env(runtime(&limits)?).with_default_features();
     let planners = state.expr_planners().take().unwrap_or_default();
-    let mut with_arithmetic = vec![functions::arithmetic_planner()];
+    let mut with_arithmetic = functions::operator_planners();
     with_arithmetic.extend(planners);
     let context = SessionContext::new_with_state(state.with_expr_planners(with_arithmetic).build());
     for function in functions::scalar_functions() {

@@ -6,6 +6,9 @@ use std::ops::Range;
 use annotate_snippets::{AnnotationKind, Level, Renderer, Snippet};
 use serde::Serialize;
 
+/// Most findings of one severity that are kept of a file: nobody reads more, and each holds the file's text.
+const FINDINGS_MAX: usize = 100;
+
 /// How bad it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -59,7 +62,7 @@ impl Place {
 
     fn bytes(self, text: &str) -> Range<usize> {
         let offset = |line: u64, column: u64| {
-            let start: usize = text.split_inclusive('\n').take(usize::try_from(line).unwrap_or(1) - 1).map(str::len).sum();
+            let start: usize = text.split_inclusive('\n').take(usize::try_from(line).unwrap_or(1).saturating_sub(1)).map(str::len).sum();
             let characters = usize::try_from(column).unwrap_or(1).saturating_sub(1);
             let within: usize = text[start..].chars().take_while(|c| *c != '\n').take(characters).map(char::len_utf8).sum();
             start + within
@@ -163,9 +166,17 @@ impl Diagnostics {
         });
     }
 
-    /// Adds a finding.
+    /// Adds a finding, unless its file has enough of them already.
     pub fn push(&mut self, diagnostic: Diagnostic) {
-        self.0.push(diagnostic);
+        if !self.is_full(&diagnostic.file, diagnostic.severity) {
+            self.0.push(diagnostic);
+        }
+    }
+
+    /// Whether further findings of a file are left out.
+    #[must_use]
+    pub fn is_full(&self, file: &str, severity: Severity) -> bool {
+        self.0.iter().filter(|known| known.severity == severity && known.file == file).count() >= FINDINGS_MAX
     }
 
     /// All findings with their source texts underlined.

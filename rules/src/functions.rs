@@ -8,6 +8,7 @@ mod quantities;
 mod rounding;
 mod signature;
 mod sum;
+mod texts;
 mod times;
 mod to_decimal;
 
@@ -86,6 +87,7 @@ pub fn scalar_functions() -> Vec<Arc<ScalarUDF>> {
         .into_iter()
         .chain(datafusion::functions_nested::all_default_nested_functions())
         .filter(|function| allowed.contains(function.name()))
+        .map(texts::bounded)
         .chain(arithmetic::functions())
         .chain(quantities::FUNCTIONS.iter().chain(times::FUNCTIONS).map(binding::bind))
         .chain([
@@ -124,8 +126,8 @@ pub fn window_functions() -> Vec<Arc<WindowUDF>> {
     datafusion::functions_window::all_default_window_functions().into_iter().filter(|function| allowed.contains(function.name())).collect()
 }
 
-/// The planner that turns `+ - * / %` on numbers into checked operations.
+/// The planners that turn `+ - * / %` on numbers into checked operations, and `||` on texts into a bounded one.
 #[must_use]
-pub fn arithmetic_planner() -> Arc<dyn ExprPlanner> {
-    Arc::new(arithmetic::ArithmeticPlanner::default())
+pub fn operator_planners() -> Vec<Arc<dyn ExprPlanner>> {
+    vec![Arc::new(arithmetic::ArithmeticPlanner), Arc::new(texts::TextPlanner)]
 }

@@ -14,6 +14,7 @@ pub mod explain;
 pub mod functions;
 mod inputs;
 mod lift;
+mod limits;
 mod options;
 mod plain;
 mod planning;

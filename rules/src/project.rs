@@ -17,6 +17,7 @@ use crate::check::{self, Reading, Written};
 use crate::diagnostics::{Diagnostic, Diagnostics, Place};
 use crate::functions::FUNCTIONS_VERSION;
 use crate::inputs::{self, Inputs};
+use crate::limits;
 use crate::reference::ReferenceData;
 use crate::rule::{OutputColumn, Rule};
 use crate::source::Source;
@@ -76,8 +77,16 @@ impl RuleProject {
         let mut parsed_rules = Vec::new();
         let mut names = BTreeSet::new();
         for (file, text) in files {
+            if let Some(excess) = limits::text(&file, &text) {
+                diagnostics.push(excess);
+                continue;
+            }
             let source = Source::new(file, text);
             let Some(parsed) = statement::parse(&source, &mut diagnostics) else { continue };
+            if let Some(excess) = limits::query(&parsed.query, &source) {
+                diagnostics.push(excess);
+                continue;
+            }
             if reference.table(&parsed.name).is_some() || TAKEN.contains(&parsed.name.as_str()) {
                 let message = format!("`{}` is a table already", parsed.name);
                 diagnostics.push(source.error("rule-name", parsed.name_place, message).help("give the rule another name"));

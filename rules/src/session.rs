@@ -57,7 +57,7 @@ fn state(runtime: Arc<RuntimeEnv>, limits: &SessionLimits) -> SessionState {
     options.optimizer.enable_physical_uncorrelated_scalar_subquery = false;
     options.execution.parquet.schema_force_view_types = false;
     options.execution.time_zone = Some("UTC".to_owned());
-    let mut planners = vec![functions::arithmetic_planner()];
+    let mut planners = functions::operator_planners();
     planners.extend(SessionStateDefaults::default_expr_planners());
     SessionStateBuilder::new()
         .with_config(config)

@@ -11,6 +11,7 @@ mod differential;
 mod engine;
 mod examples;
 mod files;
+mod fuzz;
 mod http;
 mod lake;
 mod mqtt;

@@ -73,6 +73,9 @@ fn read(table: &ReferenceTable) -> Result<HashMap<(String, String), Vec<Exchange
     };
     let mut rates: HashMap<(String, String), Vec<ExchangeRate>> = HashMap::new();
     for row in 0..rate.len() {
+        if rate.is_null(row) || from.is_null(row) || to.is_null(row) {
+            return plan_err!("exchange_rates: row {} lacks a currency or a rate", row + 1);
+        }
         let value = Decimal::from_raw(rate.value(row)).map_err(|error| exec_datafusion_err!("exchange_rates: rate {error}"))?;
         let from_instant = if start.is_valid(row) { start.value(row) } else { i64::MIN };
         let to_instant = if end.is_valid(row) { end.value(row) } else { i64::MAX };

@@ -15,7 +15,7 @@ use ratemill_schemas::time::{format_instant, instant_type, parse_instant};
 use ratemill_schemas::{Decimal, windows};
 use serde::Deserialize;
 
-use crate::diagnostics::{Diagnostic, Diagnostics, Place};
+use crate::diagnostics::{Diagnostic, Diagnostics, Place, Severity};
 use crate::functions::tiers_field;
 
 /// Columns that make tiers.
@@ -111,6 +111,9 @@ type Row = (u64, Vec<Cell>);
 impl Loader<'_> {
     fn csv_error(&mut self, line: u64, message: impl Into<String>) {
         let file = format!("{}/reference/{}.csv", self.shown, self.name);
+        if self.diagnostics.is_full(&file, Severity::Error) {
+            return;
+        }
         let place = self.place_of_line(line);
         self.diagnostics.push(Diagnostic::error("reference", &file, self.csv, Some(place), message));
     }
