@@ -230,7 +230,12 @@ impl Rewriter<'_> {
             self.warn("as-of-open-end", self.source.of(comparison), message, &help);
         } else if let Some(comparison) = &bounds.closed {
             let message = "valid_to is the first instant after the row: at that instant two rows match";
-            self.warn("as-of-half-open", self.source.of(comparison), message, "write > instead of >=");
+            self.warn(
+                "as-of-half-open",
+                self.source.of(comparison),
+                message,
+                "leave the equality out: valid_to > u.time, or FOR SYSTEM_TIME AS OF",
+            );
         }
     }
 
@@ -292,8 +297,9 @@ impl Rewriter<'_> {
         }
         for (item, validities) in select.from.iter().zip(validities) {
             for (join, validity) in item.joins.iter().zip(validities) {
-                let is_reference = table_and_alias(&join.relation).is_some_and(|(table, _)| self.reference.table(&table).is_some());
-                if is_reference && !self.is_unique(join, *validity) {
+                let is_table = table_and_alias(&join.relation)
+                    .is_some_and(|(table, _)| self.reference.table(&table).is_some() || self.rules.contains(&table));
+                if is_table && !self.is_unique(join, *validity) {
                     self.fan_out_key(&join.relation, select, "a charge may match several rows of");
                 }
             }
@@ -368,7 +374,21 @@ impl Rewriter<'_> {
         let Some(reference) = self.reference.table(&table) else { return false };
         validity != Validity::Predicate
             && !reference.key().is_empty()
-            && constraint_of(join).is_some_and(|on| reference.key().iter().all(|column| equates(on, &alias, column)))
+            && match using_of(join) {
+                Some(columns) => reference.key().iter().all(|column| columns.contains(column)),
+                None => constraint_of(join).is_some_and(|on| reference.key().iter().all(|column| equates(on, &alias, column))),
+            }
+    }
+}
+
+/// The columns of USING.
+fn using_of(join: &Join) -> Option<Vec<String>> {
+    match &join.join_operator {
+        JoinOperator::Join(JoinConstraint::Using(names))
+        | JoinOperator::Inner(JoinConstraint::Using(names))
+        | JoinOperator::Left(JoinConstraint::Using(names))
+        | JoinOperator::LeftOuter(JoinConstraint::Using(names)) => Some(names.iter().filter_map(single_name).collect()),
+        _ => None,
     }
 }
 

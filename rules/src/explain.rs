@@ -115,7 +115,7 @@ pub async fn explain(project: &Arc<RuleProject>, rule: &Rule) -> Result<Explanat
             format_instant(rule.options.effective_from),
             rule.options.effective_to.map_or_else(|| "open".to_owned(), format_instant)
         ),
-        inputs: inputs(project, rule),
+        inputs: inputs(project, rule, &written),
         lifted: lifted_because.is_none(),
         lifted_because,
         incremental: false,
@@ -154,7 +154,20 @@ fn duration(micros: i64) -> String {
     format!("{count} {unit}{}", if count == 1 { "" } else { "s" })
 }
 
-fn inputs(project: &RuleProject, rule: &Rule) -> Vec<String> {
+fn inputs(project: &RuleProject, rule: &Rule, plan: &LogicalPlan) -> Vec<String> {
+    use datafusion::common::tree_node::TreeNodeRecursion;
+    let mut scanned = BTreeSet::new();
+    let mut converts = false;
+    let _ = plan.apply_with_subqueries(|node| {
+        if let LogicalPlan::TableScan(scan) = node {
+            scanned.insert(scan.table_name.table().to_owned());
+        }
+        converts |= node.display().to_string().contains("convert(");
+        Ok(TreeNodeRecursion::Continue)
+    });
+    if converts {
+        scanned.insert("exchange_rates".to_owned());
+    }
     let mut found = Vec::new();
     if rule.reads_usage {
         found.push(match &rule.meters {
@@ -173,7 +186,7 @@ fn inputs(project: &RuleProject, rule: &Rule) -> Vec<String> {
         }
     }
     for table in project.reference.tables() {
-        if rule.text.contains(table.name()) {
+        if scanned.contains(table.name()) {
             let validity = if table.has_validity() { ", valid for a time" } else { "" };
             found.push(format!("reference table {} ({} rows{validity})", table.name(), table.batch().num_rows()));
         }

@@ -4,6 +4,7 @@ mod arithmetic;
 mod binding;
 mod collected;
 mod convert;
+mod only_value;
 mod quantities;
 mod rounding;
 mod signature;
@@ -19,6 +20,8 @@ use arrow::datatypes::{DataType, Field, FieldRef, Fields};
 use datafusion::common::Result;
 use datafusion::logical_expr::planner::ExprPlanner;
 use datafusion::logical_expr::{AggregateUDF, ScalarUDF, WindowUDF};
+
+pub(crate) use only_value::ONLY_VALUE;
 
 use datafusion::prelude::SessionContext;
 
@@ -116,6 +119,7 @@ pub fn aggregate_functions() -> Vec<Arc<AggregateUDF>> {
         .filter(|function| allowed.contains(function.name()))
         .chain([Arc::new(AggregateUDF::from(sum::CheckedSum::new()))])
         .chain(collected::functions())
+        .chain([Arc::new(AggregateUDF::from(only_value::OnlyValue::new()))])
         .collect()
 }
 

@@ -46,8 +46,13 @@ impl RuleProject {
         let rules_folder = folder.join("rules");
         match std::fs::read_dir(&rules_folder) {
             Ok(entries) => {
-                let mut paths: Vec<_> =
-                    entries.flatten().map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|e| e == "sql")).collect();
+                let (mut paths, folders): (Vec<_>, Vec<_>) = entries.flatten().map(|entry| entry.path()).partition(|path| !path.is_dir());
+                for folder in folders {
+                    let name = format!("{shown}/rules/{}", folder.file_name().unwrap_or_default().to_string_lossy());
+                    let message = "is a folder; rules are files of rules/ itself";
+                    diagnostics.push(Diagnostic::error("rule-file", &name, "", None, message));
+                }
+                paths.retain(|path| path.extension().is_some_and(|e| e == "sql"));
                 paths.sort();
                 for path in paths {
                     let name = format!("{shown}/rules/{}", path.file_name().unwrap_or_default().to_string_lossy());

@@ -129,9 +129,17 @@ impl RuleTests {
         let folder = folder.join("tests");
         let mut paths: Vec<PathBuf> =
             std::fs::read_dir(&folder).map(|entries| entries.flatten().map(|entry| entry.path()).collect()).unwrap_or_default();
-        paths.retain(|path| path.extension().is_some_and(|ending| ending == "yml" || ending == "yaml"));
-        paths.sort();
         let mut diagnostics = Diagnostics::default();
+        for inner in paths.iter().filter(|path| path.is_dir() && path.file_name().is_some_and(|name| name != "fixtures")) {
+            let name = format!("{shown}/tests/{}", inner.file_name().unwrap_or_default().to_string_lossy());
+            let message = "is a folder; tests are files of tests/ itself, and their tables of tests/fixtures";
+            diagnostics.push(Diagnostic::error("rule-test", &name, "", None, message));
+        }
+        paths.retain(|path| {
+            path.is_file()
+                && path.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("yml") || ending.eq_ignore_ascii_case("yaml"))
+        });
+        paths.sort();
         let mut suites = Vec::new();
         for path in paths {
             let file = format!("{shown}/tests/{}", path.file_name().unwrap_or_default().to_string_lossy());

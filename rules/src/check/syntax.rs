@@ -35,9 +35,6 @@ pub(super) fn check(query: &Query, reading: &mut Reading<'_>) {
     if let Some(first) = selects(&query.body).first() {
         names(first, reading);
     }
-    if let Some(place) = drops_equal_rows(&query.body, reading) {
-        reading.warn("union-distinct", Some(place), "UNION drops rows that are equal", "write UNION ALL");
-    }
 }
 
 struct Syntax<'r, 'a> {
@@ -347,6 +344,11 @@ impl Visitor for Syntax<'_, '_> {
 
     fn pre_visit_query(&mut self, query: &Query) -> ControlFlow<()> {
         let start = self.source().of_span(query.span());
+        if returns_amounts(&query.body)
+            && let Some(place) = drops_equal_rows(&query.body, self.reading)
+        {
+            self.reading.warn("union-distinct", Some(place), "UNION drops rows that are equal", "write UNION ALL");
+        }
         if let Some(lock) = query.locks.first() {
             let word = lock.lock_type.to_string();
             let place = self.source().words(None, &["FOR", &word]);
@@ -414,6 +416,15 @@ impl Visitor for Syntax<'_, '_> {
         }
         match expr {
             Expr::BinaryOp { left, op, right } => self.binary(expr, left, op, right),
+            Expr::InSubquery { negated: true, .. } => {
+                let place = self.source().of(expr);
+                self.reading.warn(
+                    "null-comparison",
+                    place,
+                    "NOT IN is never true once the subquery gives a null",
+                    "write NOT EXISTS (SELECT 1 FROM … WHERE … = …)",
+                );
+            }
             Expr::InList { list, .. } if list.iter().any(is_null_literal) => {
                 let place = self.source().of(expr);
                 self.reading.error(
@@ -586,6 +597,20 @@ fn union_word(second: &Select, source: &Source) -> Option<Place> {
         Some((_, union)) => Some(Source::join(union, before)),
         None => Some(before),
     }
+}
+
+/// Whether rows of the query are more than names: two that are equal may both count.
+fn returns_amounts(body: &SetExpr) -> bool {
+    selects(body).first().is_some_and(|select| {
+        select.projection.iter().any(|item| {
+            let name = match item {
+                SelectItem::ExprWithAlias { alias, .. } => Some(alias.value.clone()),
+                SelectItem::UnnamedExpr(expr) => column_name(expr).map(|name| name.to_string()),
+                _ => None,
+            };
+            name.is_some_and(|name| ["amount", "quantity", "units", "cost", "price"].contains(&name.to_lowercase().as_str()))
+        })
+    })
 }
 
 /// Where charges are joined by a UNION without ALL.

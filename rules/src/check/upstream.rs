@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 
 use ratemill_schemas::WindowSpec;
 use ratemill_schemas::windows::Period;
-use sqlparser::ast::{BinaryOperator, Expr, GroupByExpr, Ident, ObjectName, Query, Select, Spanned, Visit, Visitor};
+use sqlparser::ast::{BinaryOperator, Expr, GroupByExpr, Ident, ObjectName, Query, Select, SelectItem, Spanned, Visit, Visitor};
 
 use super::Reading;
 use crate::options::OptionPlaces;
@@ -125,8 +125,15 @@ fn is_of_one_currency(select: &Select, alias: &Ident) -> bool {
         GroupByExpr::All(_) => true,
         GroupByExpr::Expressions(keys, _) => keys.iter().any(|key| {
             let aliased = matches!(key, Expr::Identifier(name) if name.value.eq_ignore_ascii_case("currency"));
-            // A position may be that of the currency.
-            aliased || is_currency(key) || crate::tree::number_literal(key).is_some()
+            // A position stands for the column that is returned there.
+            let returned = |position: &str| {
+                let item = select.projection.get(position.parse::<usize>().ok()?.checked_sub(1)?)?;
+                match item {
+                    SelectItem::UnnamedExpr(expr) | SelectItem::ExprWithAlias { expr, .. } => Some(expr),
+                    _ => None,
+                }
+            };
+            aliased || is_currency(key) || crate::tree::number_literal(key).and_then(returned).is_some_and(is_currency)
         }),
     };
     let joined = select.from.iter().flat_map(|item| &item.joins).filter_map(crate::tree::constraint_of);

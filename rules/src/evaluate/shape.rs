@@ -132,6 +132,11 @@ impl Shaper<'_> {
                     ));
                 }
             }
+            for (name, value) in [("customer_id", customer), ("item", items.value(row))] {
+                if value.trim().is_empty() {
+                    return Err(self.failed(customer, format!("`{name}` is empty; every charge has one")));
+                }
+            }
             let currency = currencies.value(row);
             if !valid_currencies.contains_key(currency) {
                 currency.parse::<Currency>().map_err(|error| self.failed(customer, error.to_string()))?;

@@ -204,7 +204,7 @@ impl Sizer {
             columns.push((name, terms.put_into(size)?));
         }
         let mut terms = Terms::new(self, false);
-        let _ = (&select.group_by).visit(&mut terms);
+        let _ = select.group_by.visit(&mut terms);
         let _ = select.named_window.visit(&mut terms);
         let _ = select.distinct.visit(&mut terms);
         terms.put_into(size)?;
