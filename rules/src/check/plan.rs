@@ -108,6 +108,7 @@ fn classified(message: String, notes: String, culprit: Option<&Expr>) -> (&'stat
     if has("Too many columns")
         || has("scalar subquery")
         || has("Scalar subquery")
+        || has("ScalarSubquery")
         || has("should only return one column")
         || has("single column")
     {
