@@ -1,7 +1,7 @@
 //! Evaluating a rule over windows.
 //!
-//! `result(W) = ⋃ over w in W of {w} × query(usage of w, opening(w), reference data)`. [`single`] does what this says,
-//! window by window; [`lifted`] plans the query once for all windows and must give the same. A rule whose query has a
+//! `result(W) = ⋃ over w in W of {w} × query(usage of w, opening(w), reference data)`. `single` does what this says,
+//! window by window; `lifted` plans the query once for all windows and must give the same. A rule whose query has a
 //! shape that cannot be lifted, or that reads its own earlier charges, runs window by window.
 
 mod charges;

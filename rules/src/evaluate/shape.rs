@@ -214,7 +214,7 @@ fn show(raw: i128) -> String {
 /// further column that is no decimal, as a text in which no two identities agree.
 ///
 /// # Panics
-/// When the batch does not have the columns of [`WindowCharges`].
+/// When the batch does not have the columns of [`super::WindowCharges`].
 #[must_use]
 pub fn identity(charges: &RecordBatch, row: usize) -> String {
     let mut text = String::new();
