@@ -150,7 +150,7 @@ pub fn main() -> ExitCode {
     start_logging(&cli);
     // One crypto provider for the whole process, whatever the libraries bring.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().thread_stack_size(16 << 20).build() {
         Ok(runtime) => runtime,
         Err(error) => {
             eprintln!("error: {error}");

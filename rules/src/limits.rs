@@ -16,6 +16,10 @@ const TEXT_BYTES_MAX: usize = 128 * 1024;
 /// Most operators of which one holds the other: `a + b + c` has two.
 const NESTING_MAX: usize = 100;
 
+/// Most CASTs, CASEs and the like in each other: when something in one is wrong, the parser reads all of it a second time
+/// as something else.
+const READ_TWICE_MAX: usize = 7;
+
 /// Largest sum of the squares of the nesting of all expressions, the square being what one costs to plan.
 const NESTING_SQUARES_MAX: usize = 200_000;
 
@@ -24,6 +28,9 @@ const SELECTS_MAX: usize = 150;
 
 /// Most joins, subqueries, window functions, set operations and CTEs between the result and a table.
 const STEPS_MAX: usize = 100;
+
+/// Most subqueries in expressions of each other: each doubles the time to plan those in it.
+const SUBQUERIES_MAX: usize = 8;
 
 /// Most tables that are read, one that is read twice counting twice.
 const TABLES_MAX: usize = 500;
@@ -111,6 +118,15 @@ mod tests {
     }
 
     #[test]
+    fn what_the_parser_reads_again_and_again_is_refused() {
+        for call in ["CAST(", "CASE WHEN true THEN ", "NOT (", "substring(", "ARRAY[", "Position (", "ceil(1 + "] {
+            assert!(finding(&format!("SELECT {}", call.repeat(30))).unwrap().contains("at most 7"), "{call}");
+            assert_eq!(text("r.sql", &format!("SELECT {}", call.repeat(5))).map(|found| found.message), None);
+        }
+        assert_eq!(text("r.sql", &format!("SELECT {}", "round(".repeat(30))).map(|found| found.message), None);
+    }
+
+    #[test]
     fn long_lists_are_refused() {
         let list = repeated(600, |n| format!(", a + {n}"));
         for select in [
@@ -145,12 +161,13 @@ mod tests {
         assert_eq!(chain(40, &|n| format!("SELECT sum(a) + sum(a) AS a FROM c{n}"), "WHERE a > 1"), None);
         let lists = |n: usize| format!("SELECT [a, a] AS a FROM c{n}");
         assert!(chain(40, &lists, "").unwrap().contains("at most 20000"));
-        let nested = |head: &str, tail: &str| finding(&format!("SELECT {}a{} FROM usage", head.repeat(20), tail.repeat(20)));
+        let nested = |head: &str, tail: &str| finding(&format!("SELECT {}a{} FROM usage", head.repeat(14), tail.repeat(14)));
         assert!(nested("coalesce(", ", 1)").unwrap().contains("at most 20000"));
         assert!(nested("(", ") BETWEEN 1 AND 2").unwrap().contains("at most 20000"));
         assert_eq!(nested("abs(", ")"), None);
         let many = |part: &str| finding(&format!("SELECT 1 FROM usage WHERE 1 = greatest({})", vec![part; 120].join(", ")));
         assert!(many("(SELECT max(a) FROM usage)").unwrap().contains("at most 100"));
+        assert_eq!(nested("(SELECT max(b) + ", " FROM usage)").map(|message| message.contains("at most 8")), Some(true));
         assert!(finding(&vec!["SELECT 1"; 120].join(" UNION ALL ")).unwrap().contains("at most 100"));
     }
 }

@@ -3,7 +3,7 @@
 use sqlparser::keywords::Keyword;
 use sqlparser::tokenizer::{Token, Tokenizer};
 
-use super::{Excess, NESTING_MAX, NESTING_SQUARES_MAX, SELECTS_MAX, STEPS_MAX};
+use super::{Excess, NESTING_MAX, NESTING_SQUARES_MAX, READ_TWICE_MAX, SELECTS_MAX, STEPS_MAX};
 use crate::diagnostics::Place;
 use crate::dialect::RuleDialect;
 
@@ -20,6 +20,8 @@ struct Level {
     /// The deepest expression before it.
     deepest: usize,
     set_operations: usize,
+    /// The calls around it that the parser reads twice.
+    read_twice: usize,
 }
 
 impl Level {
@@ -35,7 +37,7 @@ impl Level {
     /// Begins another expression; returns the depth of the one before.
     fn next_expression(&mut self) -> usize {
         let current = self.current();
-        *self = Self { deepest: self.depth(), set_operations: self.set_operations, ..Self::default() };
+        *self = Self { deepest: self.depth(), set_operations: self.set_operations, read_twice: self.read_twice, ..Self::default() };
         current
     }
 
@@ -50,6 +52,11 @@ impl Level {
             let message = format!("this expression goes on for too long: at most {NESTING_MAX} operators may hang together");
             return Some((message, "write IN (…) for many values, or join a reference table"));
         }
+        if self.read_twice > READ_TWICE_MAX {
+            let message =
+                format!("CASE, CAST, NOT, CEIL, FLOOR and the like are nested too deeply: at most {READ_TWICE_MAX} in each other");
+            return Some((message, "give the inner one a name in a CTE"));
+        }
         (self.set_operations > STEPS_MAX)
             .then(|| (format!("too many SELECTs are put together: at most {STEPS_MAX}"), "divide the rule into several"))
     }
@@ -61,21 +68,18 @@ struct Rule {
     levels: Vec<Level>,
     squares: usize,
     selects: usize,
+    previous: Keyword,
 }
 
 /// Where the text nests too deeply. What cannot be read as tokens is left to the parser.
 pub(super) fn excess(text: &str) -> Option<Excess> {
     let tokens = Tokenizer::new(&RuleDialect, text).tokenize_with_location().ok()?;
-    let mut rule = Rule { levels: vec![Level::default()], squares: 0, selects: 0 };
-    let mut after_distinct = false;
+    let mut rule = Rule { levels: vec![Level::default()], squares: 0, selects: 0, previous: Keyword::NoKeyword };
     for token in tokens {
-        match &token.token {
-            Token::Whitespace(_) => continue,
-            // IS DISTINCT FROM
-            Token::Word(word) if word.keyword == Keyword::FROM && after_distinct => rule.operator(),
-            other => rule.read(other),
+        if matches!(token.token, Token::Whitespace(_)) {
+            continue;
         }
-        after_distinct = matches!(&token.token, Token::Word(word) if word.keyword == Keyword::DISTINCT);
+        rule.read(&token.token);
         if let Some((message, help)) = rule.excess() {
             return Some(Excess { place: Place::of(token.span), message, help });
         }
@@ -85,12 +89,16 @@ pub(super) fn excess(text: &str) -> Option<Excess> {
 
 impl Rule {
     fn read(&mut self, token: &Token) {
+        let mut keyword = Keyword::NoKeyword;
         match token {
-            Token::Word(word) if word.quote_style.is_none() => self.keyword(word.keyword),
-            Token::LParen | Token::LBrace => self.levels.push(Level::default()),
+            Token::Word(word) if word.quote_style.is_none() => {
+                keyword = word.keyword;
+                self.keyword(keyword);
+            }
+            Token::LParen | Token::LBrace => self.open(),
             Token::LBracket => {
                 self.operator();
-                self.levels.push(Level::default());
+                self.open();
             }
             Token::RParen | Token::RBracket | Token::RBrace => self.close(),
             Token::Comma | Token::SemiColon => self.next_expression(),
@@ -98,11 +106,17 @@ impl Rule {
             text if is_text(text) => {}
             _ => self.operator(),
         }
+        self.previous = keyword;
     }
 
     fn keyword(&mut self, keyword: Keyword) {
         match keyword {
-            Keyword::CASE => self.levels.push(Level::default()),
+            // IS DISTINCT FROM
+            Keyword::FROM if self.previous == Keyword::DISTINCT => self.operator(),
+            Keyword::CASE => {
+                self.previous = keyword;
+                self.open();
+            }
             Keyword::END => self.close(),
             Keyword::AND | Keyword::OR | Keyword::XOR => self.with_level(Level::link),
             Keyword::UNION | Keyword::EXCEPT | Keyword::INTERSECT | Keyword::MINUS => self.with_level(|level| level.set_operations += 1),
@@ -155,6 +169,12 @@ impl Rule {
         self.squares = self.squares.saturating_add(depth * depth);
     }
 
+    fn open(&mut self) {
+        let around = self.levels.last().map_or(0, |level| level.read_twice);
+        let read_twice = around + usize::from(is_read_twice(self.previous));
+        self.levels.push(Level { read_twice, ..Level::default() });
+    }
+
     fn close(&mut self) {
         self.next_expression();
         if self.levels.len() > 1
@@ -173,6 +193,32 @@ impl Rule {
         }
         self.levels.last().and_then(Level::excess)
     }
+}
+
+/// Whether the parser takes the word for what it is first, and for a name when that fails.
+fn is_read_twice(word: Keyword) -> bool {
+    matches!(
+        word,
+        Keyword::CASE
+            | Keyword::CAST
+            | Keyword::TRY_CAST
+            | Keyword::SAFE_CAST
+            | Keyword::CONVERT
+            | Keyword::TRY_CONVERT
+            | Keyword::CEIL
+            | Keyword::FLOOR
+            | Keyword::EXTRACT
+            | Keyword::POSITION
+            | Keyword::SUBSTR
+            | Keyword::SUBSTRING
+            | Keyword::OVERLAY
+            | Keyword::TRIM
+            | Keyword::INTERVAL
+            | Keyword::ARRAY
+            | Keyword::NOT
+            | Keyword::MATCH
+            | Keyword::STRUCT
+    )
 }
 
 fn is_text(token: &Token) -> bool {

@@ -10,7 +10,7 @@ use sqlparser::ast::{
 };
 use sqlparser::tokenizer::Span;
 
-use super::{COLUMNS_MAX, Excess, STEPS_MAX, TABLES_MAX, TERMS_MAX};
+use super::{COLUMNS_MAX, Excess, STEPS_MAX, SUBQUERIES_MAX, TABLES_MAX, TERMS_MAX};
 use crate::diagnostics::Place;
 
 /// What part of a query amounts to.
@@ -19,6 +19,8 @@ struct Size {
     tables: usize,
     steps: usize,
     terms: usize,
+    /// Subqueries in expressions of each other.
+    subqueries: usize,
     /// The output columns with what they amount to in terms, where that is known.
     columns: Vec<(String, usize)>,
 }
@@ -29,6 +31,7 @@ impl Size {
         self.tables = self.tables.saturating_add(other.tables);
         self.terms = self.terms.saturating_add(other.terms);
         self.steps = self.steps.max(other.steps);
+        self.subqueries = self.subqueries.max(other.subqueries);
     }
 
     fn within_limits(self, span: Span) -> Result<Self, Excess> {
@@ -39,6 +42,9 @@ impl Size {
         } else if self.steps > STEPS_MAX {
             let message = format!("too many joins, subqueries, window functions or CTEs build on each other here: at most {STEPS_MAX}");
             (message, "divide the rule: a rule can read the charges of another one")
+        } else if self.subqueries > SUBQUERIES_MAX {
+            let message = format!("{} subqueries stand in each other; at most {SUBQUERIES_MAX} may", self.subqueries);
+            (message, "give the inner ones names as CTEs and join them")
         } else if self.terms > TERMS_MAX {
             let message = format!(
                 "the expressions have {} terms when CTEs, coalesce and BETWEEN are written out; a rule has at most {TERMS_MAX}",
@@ -290,7 +296,10 @@ impl Visitor for Terms<'_> {
             // It becomes a join.
             self.steps += 1;
             match self.sizer.query(query) {
-                Ok(size) => found.add(&size),
+                Ok(mut size) => {
+                    size.subqueries += 1;
+                    found.add(&size);
+                }
                 Err(excess) => self.found = Err(excess),
             }
         }

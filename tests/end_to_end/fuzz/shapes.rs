@@ -63,7 +63,7 @@ const CHAINS: [(Slot, &str, &str, &str); 40] = [
 ];
 
 /// What is repeated before, what stands inside, and what is repeated after it.
-const NESTS: [(Slot, &str, &str, &str); 16] = [
+const NESTS: [(Slot, &str, &str, &str); 20] = [
     (Amount, "(", "sum(u.quantity)", ")"),
     (Amount, "- ", "sum(u.quantity)", ""),
     (Amount, "coalesce(", "sum(u.quantity)", ", 1)"),
@@ -74,6 +74,11 @@ const NESTS: [(Slot, &str, &str, &str); 16] = [
     (Amount, "octet_length(replace(", "'a'", ", 'a', 'aaaaaaaaaaaaaaaa'))"),
     (Amount, "replace(", "'a'", ", 'a', 'aaaaaaaaaaaaaaaa')"),
     (Amount, "[", "1", "]"),
+    (Amount, "CAST(", "sum(u.quantity)", " AS DECIMAL(38, 18))"),
+    // Never closed: the parser looks for what else it could be.
+    (Amount, "POSITION(", "sum(u.quantity)", ""),
+    (Amount, "CASE WHEN true THEN ", "sum(u.quantity)", ""),
+    (Condition, "NOT (", "true", ""),
     (Condition, "NOT ", "true", ""),
     (Condition, "(", "u.quantity > 1", ") BETWEEN false AND true"),
     (Condition, "(", "u.quantity > 1", ") IS NOT DISTINCT FROM true"),
@@ -161,7 +166,10 @@ pub fn once_broken() -> Vec<(&'static str, String)> {
         ("CTE read twice, 20 times", steps("SELECT * FROM c@ UNION ALL SELECT * FROM c@", 20, "true")),
         ("condition on squares of squares", steps("SELECT subject, quantity * quantity AS quantity FROM c@", 20, "u.quantity > 1")),
         ("coalesce of coalesce", nest(NESTS[2], 20)),
-        ("BETWEEN on BETWEEN", nest(NESTS[11], 20)),
+        ("BETWEEN on BETWEEN", nest((Condition, "(", "u.quantity > 1", ") BETWEEN false AND true"), 20)),
+        ("CAST that is not closed", nest((Amount, "CAST(", "1", ""), 24)),
+        ("POSITION that is not closed", nest((Amount, "POSITION(", "1", ""), 16)),
+        ("CASE in CASE, too deep", nest((Amount, "CASE WHEN true THEN ", "1", " END"), 60)),
         ("text that doubles", steps(doubled_text, 60, "true")),
         ("text that doubles in parts", format!("{OPTIONS}{from_window} {joined} u")),
         ("text that grows by replace", nest(NESTS[8], 9)),
