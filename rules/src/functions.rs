@@ -21,7 +21,7 @@ use datafusion::common::Result;
 use datafusion::logical_expr::planner::ExprPlanner;
 use datafusion::logical_expr::{AggregateUDF, ScalarUDF, WindowUDF};
 
-pub(crate) use only_value::ONLY_VALUE;
+pub(crate) use only_value::OnlyValue;
 
 use datafusion::prelude::SessionContext;
 
@@ -119,7 +119,6 @@ pub fn aggregate_functions() -> Vec<Arc<AggregateUDF>> {
         .filter(|function| allowed.contains(function.name()))
         .chain([Arc::new(AggregateUDF::from(sum::CheckedSum::new()))])
         .chain(collected::functions())
-        .chain([Arc::new(AggregateUDF::from(only_value::OnlyValue::new()))])
         .collect()
 }
 

@@ -314,11 +314,15 @@ impl Lifter<'_> {
             return Ok((plan.clone(), None));
         }
         let node = self.lift(plan)?;
-        let name = self.name();
+        // The mark of a mark join is called after the one table on its right, so the window is of that table, too.
+        let mut tables: Vec<&TableReference> = plan.schema().iter().filter_map(|(qualifier, _)| qualifier).collect();
+        tables.dedup();
+        let table = if let [table] = tables.as_slice() { Some((*table).clone()) } else { None };
+        let window = Column::new(table, self.name());
         let mut columns = columns_of(plan.schema());
-        columns.push(Expr::Column(node.window).alias(name.clone()));
+        columns.push(Expr::Column(node.window).alias_qualified(window.relation.clone(), window.name.clone()));
         let plan = LogicalPlan::Projection(Projection::try_new(columns, Arc::new(node.plan))?);
-        Ok((plan, Some(Column::from_name(name))))
+        Ok((plan, Some(window)))
     }
 
     fn union(&mut self, union: &Union) -> Result<Node, NotLifted> {

@@ -5,11 +5,10 @@ use std::ops::ControlFlow;
 use ratemill_schemas::Rounding;
 use sqlparser::ast::{
     BinaryOperator, CeilFloorKind, DuplicateTreatment, Expr, Function, FunctionArg, FunctionArgExpr, FunctionArgumentList,
-    FunctionArguments, GroupByExpr, Ident, ObjectName, Query, SelectItem, SetExpr, Spanned, UnaryOperator, Value, VisitorMut,
+    FunctionArguments, Ident, ObjectName, Spanned, UnaryOperator, Value, VisitorMut,
 };
 
-use crate::functions::ONLY_VALUE;
-use crate::tree::{any, is_aggregate, single_name};
+use crate::tree::single_name;
 
 /// Writes `unique`, `ceil`, `floor`, rounding modes and negation as the planner has them.
 pub(crate) struct Plain {
@@ -46,24 +45,7 @@ impl VisitorMut for Plain {
             let difference = Expr::BinaryOp { left: Box::new(zero), op: BinaryOperator::Minus, right: Box::new((**inner).clone()) };
             *expr = Expr::Nested(Box::new(difference));
         }
-        if let Expr::Subquery(query) = expr {
-            only_value(query);
-        }
         ControlFlow::Continue(())
-    }
-}
-
-/// A subquery that stands for a value has one row, or fails: plain SELECTs get an aggregate that says so.
-fn only_value(query: &mut Query) {
-    let plain = query.order_by.is_none() && query.limit_clause.is_none() && query.fetch.is_none();
-    let SetExpr::Select(select) = query.body.as_mut() else { return };
-    let ungrouped = matches!(&select.group_by, GroupByExpr::Expressions(keys, _) if keys.is_empty());
-    if !plain || !ungrouped || select.having.is_some() || select.distinct.is_some() {
-        return;
-    }
-    let [SelectItem::UnnamedExpr(value) | SelectItem::ExprWithAlias { expr: value, .. }] = select.projection.as_mut_slice() else { return };
-    if !any(value, is_aggregate) {
-        *value = call(ONLY_VALUE, vec![value.clone()]);
     }
 }
 

@@ -1,22 +1,19 @@
 //! Where the planner of DataFusion 55 changes what a query means, put right.
 
+mod subqueries;
+
 use std::sync::Arc;
 
-use arrow::datatypes::DataType;
-use datafusion::common::Column;
 use datafusion::common::Result;
-use datafusion::common::config::ConfigOptions;
-use datafusion::common::tree_node::{Transformed, TransformedResult, TreeNode};
-use datafusion::logical_expr::{
-    ColumnarValue, Expr, LogicalPlan, Projection, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, Subquery, Volatility,
-};
+use datafusion::common::tree_node::Transformed;
+use datafusion::logical_expr::LogicalPlan;
 use datafusion::optimizer::analyzer::{Analyzer, AnalyzerRule};
 use datafusion::optimizer::optimizer::ApplyOrder;
 use datafusion::optimizer::push_down_filter::PushDownFilter;
 use datafusion::optimizer::{Optimizer, OptimizerConfig, OptimizerRule};
 
 pub(crate) fn analyzer_rules() -> Vec<Arc<dyn AnalyzerRule + Send + Sync>> {
-    let mut rules: Vec<Arc<dyn AnalyzerRule + Send + Sync>> = vec![Arc::new(ScalarSubqueriesMayBeNull)];
+    let mut rules: Vec<Arc<dyn AnalyzerRule + Send + Sync>> = vec![Arc::new(subqueries::Subqueries)];
     rules.extend(Analyzer::new().rules);
     rules
 }
@@ -55,61 +52,92 @@ impl OptimizerRule for FiltersAboveGlobalAggregates {
     }
 }
 
-/// A scalar subquery without rows is null, even where its column cannot be. The planner believes the column, and takes
-/// `coalesce((SELECT …), 0)` and `(SELECT …) IS NULL` away.
-#[derive(Debug)]
-struct ScalarSubqueriesMayBeNull;
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use crate::session::{SessionLimits, runtime, session};
 
-impl AnalyzerRule for ScalarSubqueriesMayBeNull {
-    fn name(&self) -> &str {
-        "scalar_subqueries_may_be_null"
+    /// The first column of a query over `numbers`, whose `x` is 1, 2, 3.
+    async fn rows(query: &str) -> Result<String, datafusion::common::DataFusionError> {
+        let limits = SessionLimits { partitions: 1, ..SessionLimits::default() };
+        let context = session(runtime(&limits).unwrap(), &limits);
+        let query = format!("WITH numbers AS (SELECT * FROM (VALUES (1), (2), (3)) AS t(x)) {query}");
+        let batches = context.sql(&query).await?.collect().await?;
+        let rows = batches.iter().flat_map(|batch| {
+            let column = batch.column(0);
+            (0..column.len()).map(|row| arrow::util::display::array_value_to_string(column, row).unwrap())
+        });
+        Ok(rows.collect::<Vec<_>>().join(" "))
     }
 
-    fn analyze(&self, plan: LogicalPlan, _: &ConfigOptions) -> Result<LogicalPlan> {
-        plan.transform_up_with_subqueries(|node| {
-            // What is above sees it, too.
-            node.map_expressions(|root| root.transform_up(nullable_subquery))?.map_data(LogicalPlan::recompute_schema)
-        })
-        .data()
-    }
-}
-
-fn nullable_subquery(expr: Expr) -> Result<Transformed<Expr>> {
-    let Expr::ScalarSubquery(Subquery { subquery, outer_ref_columns, spans }) = expr else { return Ok(Transformed::no(expr)) };
-    let (qualifier, field) = subquery.schema().qualified_field(0);
-    if field.is_nullable() {
-        return Ok(Transformed::no(Expr::ScalarSubquery(Subquery { subquery, outer_ref_columns, spans })));
-    }
-    let column = Expr::Column(Column::new(qualifier.cloned(), field.name()));
-    let nullable = ScalarUDF::from(Nullable::default()).call(vec![column]).alias_qualified(qualifier.cloned(), field.name());
-    let subquery = Arc::new(LogicalPlan::Projection(Projection::try_new(vec![nullable], Arc::clone(&subquery))?));
-    Ok(Transformed::yes(Expr::ScalarSubquery(Subquery { subquery, outer_ref_columns, spans })))
-}
-
-/// Its argument, of which nothing is known.
-#[derive(Debug, PartialEq, Eq, Hash)]
-struct Nullable(Signature);
-
-impl Default for Nullable {
-    fn default() -> Self {
-        Self(Signature::any(1, Volatility::Immutable))
-    }
-}
-
-impl ScalarUDFImpl for Nullable {
-    fn name(&self) -> &str {
-        "nullable"
+    async fn check(query: &str, expected: &str) {
+        let found = rows(query).await.unwrap_or_else(|error| panic!("{query}: {error}"));
+        assert_eq!(found, expected, "{query}");
     }
 
-    fn signature(&self) -> &Signature {
-        &self.0
+    async fn refused(query: &str, expected: &str) {
+        let error = rows(query).await.unwrap_err().to_string();
+        assert!(error.contains(expected), "{query}: {error}");
     }
 
-    fn return_type(&self, arguments: &[DataType]) -> Result<DataType> {
-        Ok(arguments[0].clone())
+    #[tokio::test]
+    async fn filters_stay_above_global_aggregates() {
+        check("SELECT a.total FROM (SELECT 'all' AS key, max(x) AS total FROM numbers) a WHERE a.key IN ('none', 'other')", "").await;
+        check("SELECT a.total FROM (SELECT 'all' AS key, max(x) AS total FROM numbers) a WHERE a.key = 'all' AND a.total > 2", "3").await;
+        check("SELECT max(x) FROM numbers HAVING 'a' = 'b'", "").await;
+        check("SELECT a.x FROM (SELECT x, count(*) AS n FROM numbers GROUP BY x) a WHERE a.x > 1 ORDER BY a.x", "2 3").await;
     }
 
-    fn invoke_with_args(&self, arguments: ScalarFunctionArgs) -> Result<ColumnarValue> {
-        Ok(arguments.args[0].clone())
+    #[tokio::test]
+    async fn scalar_subqueries_without_rows_are_null() {
+        check("SELECT coalesce((SELECT 7 FROM numbers WHERE x > 5), 0)", "0").await;
+        check("SELECT coalesce((SELECT 7 FROM numbers WHERE x > 2), 0)", "7").await;
+        check("SELECT (SELECT 7 FROM numbers WHERE x > 5) IS NULL", "true").await;
+        check("SELECT coalesce(a.y, 0) FROM (SELECT (SELECT 7 FROM numbers WHERE x > 5) AS y UNION ALL SELECT 1) a", "0 1").await;
+        check("SELECT x FROM numbers WHERE coalesce((SELECT 7 FROM numbers WHERE x > 5), 0) = 0 ORDER BY x", "1 2 3").await;
+        check("SELECT (SELECT count(*) FROM numbers b WHERE b.x > 2 AND b.x = a.x) FROM numbers a ORDER BY a.x", "0 0 1").await;
+        check("SELECT coalesce((SELECT count(*) FROM numbers b WHERE b.x = a.x HAVING count(*) > 1), 9) FROM numbers a", "9 9 9").await;
+    }
+
+    #[tokio::test]
+    async fn scalar_subqueries_have_one_row() {
+        refused("SELECT (SELECT b.x FROM numbers b WHERE b.x > 1)", "gives 2 rows").await;
+        check("SELECT (SELECT b.x FROM numbers b WHERE b.x > 2)", "3").await;
+        check("SELECT (SELECT b.x FROM numbers b WHERE b.x = a.x + 1) AS y FROM numbers a ORDER BY a.x", "2 3 ").await;
+        check("SELECT coalesce((SELECT b.x FROM numbers b WHERE b.x = a.x + 1), 0) FROM numbers a ORDER BY a.x", "2 3 0").await;
+        check("SELECT (SELECT b.x FROM numbers b ORDER BY b.x DESC LIMIT 1)", "3").await;
+        check("SELECT x FROM numbers a WHERE a.x = (SELECT b.x FROM numbers b WHERE b.x = a.x AND b.x > 1) ORDER BY x", "2 3").await;
+    }
+
+    #[tokio::test]
+    async fn aggregates_of_no_rows_are_counted() {
+        check("SELECT coalesce((SELECT max(b.x) FROM numbers b WHERE b.x = a.x + 2), 0) FROM numbers a ORDER BY a.x", "3 0 0").await;
+        check("SELECT (SELECT coalesce(max(b.x), 5) FROM numbers b WHERE b.x = a.x + 2) FROM numbers a ORDER BY a.x", "3 5 5").await;
+        check("SELECT (SELECT 1 + count(*) FROM numbers b WHERE b.x = a.x + 2) FROM numbers a ORDER BY a.x", "2 1 1").await;
+        check("SELECT x FROM numbers a WHERE (SELECT count(*) FROM numbers b WHERE b.x = a.x + 2) = 0 ORDER BY a.x", "2 3").await;
+        let lateral = "LATERAL (SELECT coalesce(max(b.x), 5) AS m FROM numbers b WHERE b.x = a.x + 2) c";
+        check(&format!("SELECT c.m FROM numbers a CROSS JOIN {lateral} ORDER BY a.x"), "3 5 5").await;
+        refused("SELECT x FROM numbers a WHERE EXISTS (SELECT count(*) FROM numbers b WHERE b.x = a.x + 100)", "compare the aggregate")
+            .await;
+        check("SELECT x FROM numbers a WHERE EXISTS (SELECT count(*) FROM numbers b WHERE b.x = 100) ORDER BY x", "1 2 3").await;
+        check("SELECT x FROM numbers a WHERE EXISTS (SELECT max(b.x) FROM numbers b HAVING max(b.x) = a.x)", "3").await;
+    }
+
+    #[tokio::test]
+    async fn nulls_are_minded_by_in() {
+        let nulls = "(SELECT nullif(b.x, 3) FROM numbers b)";
+        check(&format!("SELECT x FROM numbers a WHERE a.x NOT IN {nulls}"), "").await;
+        check(&format!("SELECT x FROM numbers a WHERE a.x > 2 OR a.x IN {nulls} ORDER BY x"), "1 2 3").await;
+        refused(&format!("SELECT x FROM numbers a WHERE a.x > 100 OR a.x NOT IN {nulls}"), "write NOT EXISTS").await;
+        refused(&format!("SELECT x FROM numbers a WHERE (a.x IN {nulls}) IS NULL"), "write NOT EXISTS").await;
+        check("SELECT x FROM numbers a WHERE 3 > ALL (SELECT b.x FROM numbers b WHERE b.x > 100) ORDER BY x", "1 2 3").await;
+        check("SELECT x FROM numbers a WHERE a.x >= ALL (SELECT b.x FROM numbers b)", "3").await;
+        check("SELECT x FROM numbers a WHERE a.x > ANY (SELECT b.x FROM numbers b) ORDER BY x", "2 3").await;
+    }
+
+    #[tokio::test]
+    async fn columns_of_using_are_of_their_subquery() {
+        refused("SELECT x FROM numbers a WHERE EXISTS (SELECT 1 FROM numbers b JOIN numbers c USING (x) WHERE x = 2)", "USING").await;
+        check("SELECT x FROM numbers a JOIN numbers c USING (x) ORDER BY x", "1 2 3").await;
     }
 }

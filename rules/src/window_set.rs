@@ -58,6 +58,7 @@ impl WindowSet {
             let mut targets: Vec<Target> =
                 windows.iter().map(|window| Target { window: *window, contract: None, history_from: history_from(window) }).collect();
             targets.sort();
+            targets.dedup();
             return Ok(Self::new(targets, None));
         }
         let Some(periods) = reference.billing_periods() else { return Ok(Self::new(Vec::new(), None)) };
@@ -73,6 +74,7 @@ impl WindowSet {
             }
         }
         targets.sort();
+        targets.dedup();
         Ok(Self::new(targets, Some(Arc::clone(periods))))
     }
 

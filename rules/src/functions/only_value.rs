@@ -1,5 +1,5 @@
-//! `only_value(x)`: the value of the one row. A subquery that stands for a value has at most one row in SQL; the planner
-//! would join all of them and count what is around it several times.
+//! `only_value(x)`: the value of the one row, which the planner writes around subqueries that stand for a value. They have
+//! at most one row in SQL; DataFusion would join all of them and count what is around it several times.
 
 use std::sync::Arc;
 
@@ -10,23 +10,20 @@ use datafusion::logical_expr::function::{AccumulatorArgs, StateFieldsArgs};
 use datafusion::logical_expr::utils::{AggregateOrderSensitivity, format_state_name};
 use datafusion::logical_expr::{Accumulator, AggregateUDFImpl, Signature, Volatility};
 
-/// The name under which subqueries are rewritten.
-pub(crate) const ONLY_VALUE: &str = "only_value";
-
 #[derive(Debug, PartialEq, Eq, Hash)]
-pub(super) struct OnlyValue {
+pub(crate) struct OnlyValue {
     signature: Signature,
 }
 
 impl OnlyValue {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { signature: Signature::any(1, Volatility::Immutable) }
     }
 }
 
 impl AggregateUDFImpl for OnlyValue {
     fn name(&self) -> &str {
-        ONLY_VALUE
+        "only_value"
     }
 
     fn signature(&self) -> &Signature {

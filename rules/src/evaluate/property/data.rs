@@ -98,25 +98,30 @@ impl Setup {
             table(
                 "contracts",
                 &format!(
-                    "key = ['subject']\n[columns]\ncontract_id = 'text'\nsubject = 'text'\ncustomer_id = 'text'\nplan = 'text'\ncurrency = 'text'\nanchor_day = 'integer'\ntimezone = 'text?'\nmonthly_fee = 'decimal?'\n{validity}"
+                    "key = ['subject']\n[columns]\ncontract_id = 'text'\nsubject = 'text'\ncustomer_id = 'text'\n\
+                        plan = 'text'\ncurrency = 'text'\nanchor_day = 'integer'\n\
+                        timezone = 'text?'\nmonthly_fee = 'decimal?'\n{validity}"
                 ),
                 self.contracts(random),
             ),
             table(
                 "prices",
                 &format!(
-                    "key = ['plan', 'item']\n[columns]\nplan = 'text'\nitem = 'text'\nup_to = 'decimal?'\nunit_price = 'decimal'\nflat_fee = 'decimal'\n{validity}"
+                    "key = ['plan', 'item']\n[columns]\nplan = 'text'\n\
+                        item = 'text'\nup_to = 'decimal?'\nunit_price = 'decimal'\nflat_fee = 'decimal'\n{validity}"
                 ),
                 self.prices(random),
             ),
             table(
                 "rates",
-                "key = ['plan', 'meter']\n[columns]\nplan = 'text'\nmeter = 'text'\nprice = 'decimal?'\nsince = 'timestamp?'\ngrade = 'integer?'",
+                "key = ['plan', 'meter']\n[columns]\nplan = 'text'\nmeter = 'text'\nprice = 'decimal?'\nsince = 'timestamp?'\n\
+                    grade = 'integer?'",
                 self.rates(random),
             ),
             table(
                 "customers",
-                "key = ['customer_id']\n[columns]\ncustomer_id = 'text'\nregion = 'text?'\ncredit = 'decimal?'\nsince = 'timestamp?'\ngrade = 'integer?'",
+                "key = ['customer_id']\n[columns]\ncustomer_id = 'text'\nregion = 'text?'\ncredit = 'decimal?'\n\
+                    since = 'timestamp?'\ngrade = 'integer?'",
                 self.customers(random),
             ),
             table(
@@ -138,7 +143,7 @@ impl Setup {
                 let terms = [random.between(1, 32), random.between(1, 32)].map(|anchor| (anchor, random.pick(&ZONES)));
                 let changed = if random.chance(40) { self.instant(random) } else { i64::MAX };
                 // Two contracts with the same months share windows.
-                let terms = if number == 2 { [(1, "Europe/London"); 2] } else { terms };
+                let terms = if matches!(number, 2 | 3) { [(1, "Europe/London"); 2] } else { terms };
                 (
                     format!("K{number}"),
                     format!("C{}", number.min(3)),

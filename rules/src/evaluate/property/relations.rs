@@ -76,9 +76,13 @@ impl<'a> Author<'a> {
             5..=7 => self.reference(),
             8 => {
                 let windowed = [
-                    "SELECT 's1' AS k, 'calls' AS m, w.window_start AS t, CAST(1 AS DECIMAL(38, 18)) AS q, CAST(2 AS BIGINT) AS n FROM billing_window w",
-                    "SELECT c.customer_id AS k, c.plan AS m, c.valid_from AS t, c.monthly_fee AS q, c.anchor_day AS n FROM contracts c, billing_window w WHERE c.valid_from < w.window_end AND (c.valid_to IS NULL OR c.valid_to > w.window_start)",
-                    "SELECT c.subject AS k, c.currency AS m, c.valid_to AS t, c.monthly_fee AS q, c.anchor_day AS n FROM billing_window w JOIN contracts FOR SYSTEM_TIME AS OF w.window_start AS c ON TRUE",
+                    "SELECT 's1' AS k, 'calls' AS m, w.window_start AS t, CAST(1 AS DECIMAL(38, 18)) AS q, CAST(2 AS BIGINT) AS n \
+                        FROM billing_window w",
+                    "SELECT c.customer_id AS k, c.plan AS m, c.valid_from AS t, c.monthly_fee AS q, c.anchor_day AS n \
+                        FROM contracts c, billing_window w WHERE c.valid_from < w.window_end \
+                        AND (c.valid_to IS NULL OR c.valid_to > w.window_start)",
+                    "SELECT c.subject AS k, c.currency AS m, c.valid_to AS t, c.monthly_fee AS q, c.anchor_day AS n \
+                        FROM billing_window w JOIN contracts FOR SYSTEM_TIME AS OF w.window_start AS c ON TRUE",
                 ];
                 Relation { sql: self.random.pick(&windowed).to_owned(), windowed: true }
             }
@@ -108,12 +112,18 @@ impl<'a> Author<'a> {
     }
 
     fn usage(&mut self) -> Relation {
-        let mut sql = self.random.pick(&[
-            "SELECT u.subject AS k, u.meter AS m, u.time AS t, u.quantity AS q, u.tier AS n FROM usage u",
-            "SELECT u.region AS k, u.source AS m, u.\"end\" AS t, u.quantity AS q, CASE WHEN u.flag THEN u.tier ELSE 1 END AS n FROM usage u",
-            "SELECT c.customer_id AS k, u.meter AS m, u.time AS t, u.quantity * 2 AS q, c.anchor_day AS n FROM usage u JOIN contracts FOR SYSTEM_TIME AS OF u.time AS c ON c.subject = u.subject",
-            "SELECT u.subject AS k, c.plan AS m, u.time AS t, coalesce(c.monthly_fee, u.quantity) AS q, c.anchor_day AS n FROM usage u LEFT JOIN contracts FOR SYSTEM_TIME AS OF u.time AS c ON c.subject = u.subject",
-        ]).to_owned();
+        let mut sql = self
+            .random
+            .pick(&[
+                "SELECT u.subject AS k, u.meter AS m, u.time AS t, u.quantity AS q, u.tier AS n FROM usage u",
+                "SELECT u.region AS k, u.source AS m, u.\"end\" AS t, u.quantity AS q, CASE WHEN u.flag THEN u.tier ELSE 1 END AS n \
+                FROM usage u",
+                "SELECT c.customer_id AS k, u.meter AS m, u.time AS t, u.quantity * 2 AS q, c.anchor_day AS n FROM usage u \
+                JOIN contracts FOR SYSTEM_TIME AS OF u.time AS c ON c.subject = u.subject",
+                "SELECT u.subject AS k, c.plan AS m, u.time AS t, coalesce(c.monthly_fee, u.quantity) AS q, c.anchor_day AS n \
+                FROM usage u LEFT JOIN contracts FOR SYSTEM_TIME AS OF u.time AS c ON c.subject = u.subject",
+            ])
+            .to_owned();
         if self.random.chance(40) {
             sql += &format!(" WHERE u.meter = '{}'", self.random.pick(&super::data::METERS));
         }
@@ -124,9 +134,13 @@ impl<'a> Author<'a> {
         let tables = [
             "SELECT x.customer_id AS k, x.region AS m, x.since AS t, x.credit AS q, x.grade AS n FROM customers x",
             "SELECT l.subject AS k, l.tag AS m, l.since AS t, l.weight AS q, l.grade AS n FROM labels l",
-            "SELECT r.plan AS k, r.meter AS m, r.since AS t, r.price AS q, r.grade AS n FROM rates r WHERE r.grade IS NOT NULL OR r.price > 0",
-            "SELECT 's2' AS k, 'data' AS m, (SELECT max(x.since) FROM customers x) AS t, CAST(2.5 AS DECIMAL(38, 18)) AS q, CAST(7 AS BIGINT) AS n",
-            "SELECT c.subject AS k, c.plan AS m, c.valid_from AS t, c.monthly_fee AS q, c.anchor_day AS n FROM contracts c WHERE c.valid_from <= (SELECT max(x.since) FROM customers x) AND (c.valid_to IS NULL OR c.valid_to > (SELECT min(x.since) FROM customers x))",
+            "SELECT r.plan AS k, r.meter AS m, r.since AS t, r.price AS q, r.grade AS n FROM rates r \
+                WHERE r.grade IS NOT NULL OR r.price > 0",
+            "SELECT 's2' AS k, 'data' AS m, (SELECT max(x.since) FROM customers x) AS t, CAST(2.5 AS DECIMAL(38, 18)) AS q, CAST(7 \
+                AS BIGINT) AS n",
+            "SELECT c.subject AS k, c.plan AS m, c.valid_from AS t, c.monthly_fee AS q, c.anchor_day AS n FROM contracts c \
+                WHERE c.valid_from <= (SELECT max(x.since) FROM customers x) \
+                AND (c.valid_to IS NULL OR c.valid_to > (SELECT min(x.since) FROM customers x))",
         ];
         let index = self.random.below(tables.len());
         Relation { sql: tables[index].to_owned(), windowed: index == 4 && self.tables.by_contract }
@@ -153,40 +167,44 @@ impl<'a> Author<'a> {
             .random
             .pick(&["b.k = a.k", "b.m = a.m AND b.n = a.n", "b.k = a.k AND b.q > a.q", "b.k IS NOT DISTINCT FROM a.k"])
             .to_owned();
-        let sql = match self.random.below(10) {
-            0 => {
+        let sql = match self.random.below(13) {
+            0..=1 => {
                 self.shape("exists");
                 format!("EXISTS (SELECT 1 FROM ({inner}) b WHERE {correlation})")
             }
-            1..=2 => {
+            2..=3 => {
                 self.shape("not exists");
                 format!("NOT EXISTS (SELECT 1 FROM ({inner}) b WHERE {correlation})")
             }
-            3 => {
+            4..=5 => {
                 self.shape("in");
                 format!("a.k IN (SELECT b.k FROM ({inner}) b)")
             }
-            4 => {
+            6 => {
                 self.shape("not in");
                 self.one_by_one = true;
                 format!("a.m NOT IN (SELECT b.m FROM ({inner}) b)")
             }
-            5 => {
+            7 => {
                 self.shape("mark join");
                 let not = self.random.pick(&["", "NOT "]);
                 format!("(a.q > 5 OR {not}EXISTS (SELECT 1 FROM ({inner}) b WHERE {correlation}))")
             }
-            6 => {
+            8 => {
                 self.shape("mark join");
                 format!("(a.n IS NULL OR a.k IN (SELECT b.k FROM ({inner}) b))")
             }
-            7 => {
+            9 => {
                 self.shape("correlated scalar subquery");
                 format!("a.q >= (SELECT max(b.q) FROM ({inner}) b WHERE b.k = a.k)")
             }
-            8 => {
+            10 => {
                 self.shape("correlated scalar subquery");
                 format!("(SELECT count(*) FROM ({inner}) b WHERE b.k = a.k AND b.m = a.m) < 2")
+            }
+            11 => {
+                self.shape("set comparison");
+                format!("a.q {} (SELECT b.q FROM ({inner}) b)", self.random.pick(&["> ANY", ">= ALL", "< ALL"]))
             }
             _ => {
                 self.shape("scalar subquery");
@@ -211,6 +229,7 @@ impl<'a> Author<'a> {
             &("a.m", "max(a.k) AS k, a.m, max(a.t) AS t"),
             &("a.k, a.m", "a.k, a.m, max(a.t) AS t"),
             &("a.n, a.t", "min(a.k) AS k, 'n' AS m, a.t"),
+            &("'all' || 'in one'", "max(a.k) AS k, 'all' || 'in one' AS m, max(a.t) AS t"),
             &("a.k, time_bucket(a.t, 'day', 'Europe/London')", "a.k, max(a.m) AS m, time_bucket(a.t, 'day', 'Europe/London') AS t"),
         ]);
         let value = match self.random.below(6) {
@@ -259,7 +278,8 @@ impl<'a> Author<'a> {
             "'all' AS k, max(a.m) FILTER (WHERE a.n = 1) AS m, max(a.t) AS t, percentile(a.q, 90) AS q, count(a.q) AS n",
             // The quotient fails on a row that is made up of nulls.
             "'all' AS k, 'quotient' AS m, max(a.t) AS t, sum(6 / (coalesce(a.q, 0) + 2)) AS q, count(*) AS n",
-            "'all' AS k, 'quotient' AS m, max(a.t) AS t, sum(6 / (CASE WHEN a.q IS NULL AND a.k IS NULL AND a.t IS NULL THEN 0 ELSE 2 END)) AS q, count(*) AS n",
+            "'all' AS k, 'quotient' AS m, max(a.t) AS t, sum(6 / (CASE WHEN a.q IS NULL AND a.k IS NULL \
+                AND a.t IS NULL THEN 0 ELSE 2 END)) AS q, count(*) AS n",
         ]);
         let having = self.random.pick(&["", "", "", " HAVING count(*) > 2", " HAVING count(*) = 0"]);
         Relation { sql: format!("SELECT {columns} FROM ({}) a{having}", input.sql), windowed: input.windowed }
@@ -271,7 +291,8 @@ impl<'a> Author<'a> {
         let (outer, keys) = *self.random.pick(&[&("b.k", " GROUP BY b.k"), &("'all' AS k", "")]);
         Relation {
             sql: format!(
-                "SELECT {outer}, max(b.m) AS m, max(b.t) AS t, max(b.q) AS q, count(*) AS n FROM (SELECT a.k, a.m, time_bucket(a.t, '15 minutes') AS t, sum(a.q) AS q FROM ({}) a GROUP BY a.k, a.m, time_bucket(a.t, '15 minutes')) b{keys}",
+                "SELECT {outer}, max(b.m) AS m, max(b.t) AS t, max(b.q) AS q, count(*) AS n FROM (SELECT a.k, a.m, time_bucket(a.t, \
+                    '15 minutes') AS t, sum(a.q) AS q FROM ({}) a GROUP BY a.k, a.m, time_bucket(a.t, '15 minutes')) b{keys}",
                 input.sql
             ),
             windowed: input.windowed,
@@ -355,12 +376,14 @@ impl<'a> Author<'a> {
                 "a.k, first_value(a.m) OVER ({partition}{everything}) AS m, lead(a.t) OVER ({partition}{everything}) AS t, a.q, a.n"
             ),
             4 => format!(
-                "a.k, a.m, a.t, sum(a.q) OVER ({partition}{everything} ROWS BETWEEN 1 PRECEDING AND CURRENT ROW) AS q, count(*) OVER ({partition}) AS n"
+                "a.k, a.m, a.t, sum(a.q) OVER ({partition}{everything} ROWS BETWEEN 1 PRECEDING AND CURRENT ROW) AS q, count(*) \
+                    OVER ({partition}) AS n"
             ),
             5 => format!("a.k, a.m, a.t, max(a.q) OVER ({partition}) AS q, CAST(rank() OVER (ORDER BY a.q, a.k) AS BIGINT) AS n"),
             _ => {
                 let sql = format!(
-                    "SELECT {EVERY_COLUMN} FROM (SELECT a.*, row_number() OVER ({partition}{everything}) AS position FROM ({}) a) a WHERE a.position <= 2",
+                    "SELECT {EVERY_COLUMN} FROM (SELECT a.*, row_number() OVER ({partition}{everything}) AS position \
+                        FROM ({}) a) a WHERE a.position <= 2",
                     input.sql
                 );
                 return Relation { sql, windowed: input.windowed };
@@ -383,12 +406,33 @@ impl<'a> Author<'a> {
         let (outer, inner) = (&input.sql, &other.sql);
         let correlated = self.random.chance(60);
         self.shape(if correlated { "correlated scalar subquery" } else { "scalar subquery" });
-        let of = if correlated { self.random.pick(&["b.k = a.k", "b.k = a.k AND b.m = a.m", "b.n = a.n AND b.q > 1"]) } else { "b.q > 1" };
-        let columns = match self.random.below(4) {
+        let of = if correlated {
+            self.random.pick(&[
+                "b.k = a.k",
+                "b.k = a.k AND b.m = a.m",
+                "b.n = a.n \
+            AND b.q > 1",
+            ])
+        } else {
+            "b.q > 1"
+        };
+        if correlated && self.random.chance(30) {
+            self.shape("lateral subquery");
+            let sql = format!(
+                "SELECT a.k, a.m, a.t, b.q, a.n FROM ({outer}) a CROSS JOIN LATERAL (SELECT sum(b.q) AS q FROM ({inner}) b WHERE {of}) b"
+            );
+            return Relation { sql, windowed: input.windowed || other.windowed };
+        }
+        let columns = match self.random.below(6) {
             0 => format!("a.k, a.m, a.t, a.q, (SELECT count(*) FROM ({inner}) b WHERE {of}) AS n"),
             1 => format!("a.k, a.m, a.t, coalesce((SELECT sum(b.q) FROM ({inner}) b WHERE {of}), a.q) AS q, a.n"),
             2 => format!(
-                "a.k, (SELECT max(b.m) FROM ({inner}) b WHERE {of}) AS m, a.t, a.q, 1 + (SELECT count(DISTINCT b.m) FROM ({inner}) b WHERE {of}) AS n"
+                "a.k, (SELECT max(b.m) FROM ({inner}) b WHERE {of}) AS m, a.t, a.q, 1 + (SELECT count(DISTINCT b.m) \
+                    FROM ({inner}) b WHERE {of}) AS n"
+            ),
+            3 => "a.k, a.m, a.t, coalesce((SELECT x.credit FROM customers x WHERE x.customer_id = a.k), a.q) AS q, a.n".to_owned(),
+            4 => format!(
+                "a.k, a.m, a.t, (SELECT c.q FROM (SELECT b.k, max(b.q) AS q FROM ({inner}) b GROUP BY b.k) c WHERE c.k = a.k) AS q, a.n"
             ),
             _ => format!("a.k, a.m, (SELECT max(b.t) FROM ({inner}) b WHERE {of}) AS t, a.q, a.n"),
         };
@@ -402,7 +446,8 @@ impl<'a> Author<'a> {
         let name = self.name();
         self.ctes.push(format!("{name} AS ({})", input.sql));
         let sql = self.random.pick(&[
-            "SELECT a.k, a.m, a.t, a.q - coalesce(b.q, 0) AS q, a.n FROM NAME a LEFT JOIN (SELECT c.k, max(c.q) AS q FROM NAME c GROUP BY c.k) b ON b.k = a.k",
+            "SELECT a.k, a.m, a.t, a.q - coalesce(b.q, 0) AS q, a.n FROM NAME a LEFT JOIN (SELECT c.k, max(c.q) AS q \
+                FROM NAME c GROUP BY c.k) b ON b.k = a.k",
             "SELECT a.k, a.m, a.t, a.q, a.n FROM NAME a WHERE a.q = (SELECT max(b.q) FROM NAME b WHERE b.m = a.m)",
             "SELECT * FROM NAME a UNION ALL SELECT 'again', b.m, b.t, b.q, b.n FROM NAME b WHERE b.n > 1",
         ]);
@@ -414,12 +459,14 @@ impl<'a> Author<'a> {
         let sql = if self.random.chance(50) {
             self.shape("unnest");
             format!(
-                "SELECT b.k, b.m, b.t, b.step['amount'] AS q, b.n FROM (SELECT a.k, a.m, a.t, a.n, unnest(tier_breakdown(a.q, p.tiers)) AS step FROM ({}) a JOIN prices FOR SYSTEM_TIME AS OF a.t AS p ON p.item = a.m AND p.plan = 'P1') b",
+                "SELECT b.k, b.m, b.t, b.step['amount'] AS q, b.n FROM (SELECT a.k, a.m, a.t, a.n, unnest(tier_breakdown(a.q, \
+                    p.tiers)) AS step FROM ({}) a JOIN prices FOR SYSTEM_TIME AS OF a.t AS p ON p.item = a.m AND p.plan = 'P1') b",
                 input.sql
             )
         } else {
             format!(
-                "SELECT a.k, a.m, a.t, graduated(a.q, p.tiers) AS q, a.n FROM ({}) a JOIN prices FOR SYSTEM_TIME AS OF a.t AS p ON p.item = a.m AND p.plan = 'P2'",
+                "SELECT a.k, a.m, a.t, graduated(a.q, p.tiers) AS q, a.n FROM ({}) a JOIN prices FOR SYSTEM_TIME AS OF a.t \
+                    AS p ON p.item = a.m AND p.plan = 'P2'",
                 input.sql
             )
         };

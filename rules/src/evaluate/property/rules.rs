@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::data::Setup;
 use super::random::Random;
-use super::relations::{Author, Tables};
+use super::relations::{Author, Relation, Tables};
 use super::templates::TEMPLATES;
 
 /// Rules and what is known of them.
@@ -40,8 +40,10 @@ fn upstream(setup: &Setup, random: &mut Random) -> (String, String) {
     let (inner, windows) = (setup.calendar.inner, random.below(4));
     let contract = if inner == super::data::BILLING_PERIOD { CONTRACT } else { "" };
     let query = random.pick(&[
-        "SELECT CONTRACT u.subject AS customer_id, u.meter AS item, sum(u.quantity) AS amount, 'EUR' AS currency FROM usage u GROUP BY u.subject, u.meter",
-        "SELECT CONTRACT x.customer_id, 'calls' AS item, coalesce(sum(u.quantity), 0) + 1 AS amount, 'EUR' AS currency FROM customers x LEFT JOIN usage u ON u.subject = x.customer_id GROUP BY x.customer_id",
+        "SELECT CONTRACT u.subject AS customer_id, u.meter AS item, sum(u.quantity) AS amount, 'EUR' AS currency FROM usage u \
+            GROUP BY u.subject, u.meter",
+        "SELECT CONTRACT x.customer_id, 'calls' AS item, coalesce(sum(u.quantity), 0) + 1 AS amount, 'EUR' AS currency \
+            FROM customers x LEFT JOIN usage u ON u.subject = x.customer_id GROUP BY x.customer_id",
     ]);
     view("up", inner, &setup.before(i64::try_from(windows).unwrap()), ", fan_out = 'allowed'", &query.replace("CONTRACT ", contract))
 }
@@ -78,34 +80,7 @@ fn generated(setup: &Setup, random: &mut Random) -> Rules {
     let tables = Tables { by_contract: setup.by_contract(), opening, upstream: upstream_is_read, earlier };
     let mut author = Author::new(random, tables);
     let relation = author.relation(depth);
-    let contract = contract(setup);
-    let everything = &relation.sql;
-    let query = match author.random.below(7) {
-        0 => {
-            author.shapes.insert("global aggregate");
-            format!(
-                "SELECT {contract}coalesce(max(a.k), 'all') AS customer_id, 'Total' AS item, coalesce(sum(a.q), 0) AS amount, 'EUR' AS currency, count(*) AS row_count, max(a.t) AS last_time FROM ({everything}) a"
-            )
-        }
-        1 => format!(
-            "SELECT DISTINCT {contract}coalesce(a.k, '-') AS customer_id, coalesce(a.m, '-') AS item, a.n AS amount, 'EUR' AS currency, a.t AS at FROM ({everything}) a WHERE a.n IS NOT NULL"
-        ),
-        2 => {
-            author.shapes.insert("union with a reference-only branch");
-            format!(
-                "SELECT {contract}coalesce(a.k, '-') AS customer_id, coalesce(a.m, '-') AS item, coalesce(sum(a.q), 0) AS amount, 'EUR' AS currency, count(*) AS row_count FROM ({everything}) a GROUP BY a.k, a.m UNION ALL SELECT {contract}x.customer_id, 'Credit of ' || x.customer_id, x.credit, 'EUR', x.grade FROM customers x WHERE x.credit IS NOT NULL"
-            )
-        }
-        3 => {
-            author.shapes.insert("reference LEFT JOIN usage");
-            format!(
-                "SELECT {contract}x.customer_id, 'Fee' AS item, coalesce(x.credit, 0) + coalesce(sum(a.q), 0) AS amount, 'EUR' AS currency, count(a.k) AS row_count FROM customers x LEFT JOIN ({everything}) a ON a.k = x.customer_id GROUP BY x.customer_id, x.credit"
-            )
-        }
-        _ => format!(
-            "SELECT {contract}coalesce(a.k, '-') AS customer_id, coalesce(a.m, '-') AS item, coalesce(sum(a.q), 0) AS amount, 'EUR' AS currency, count(*) AS row_count, sum(a.n) AS quantity, max(a.t) AS last_time FROM ({everything}) a GROUP BY a.k, a.m"
-        ),
-    };
+    let query = statement(&mut author, &relation, contract(setup));
     author.shapes.insert("projection");
     let with = if author.ctes.is_empty() { String::new() } else { format!("WITH {}\n", author.ctes.join(",\n     ")) };
     let query = with + &query;
@@ -123,4 +98,51 @@ fn generated(setup: &Setup, random: &mut Random) -> Rules {
         files.push(upstream(setup, random));
     }
     Rules { files, shapes, one_by_one }
+}
+
+/// Makes charges of a relation.
+fn statement(author: &mut Author<'_>, relation: &Relation, contract: &str) -> String {
+    let everything = &relation.sql;
+    match author.random.below(8) {
+        0 => {
+            if relation.windowed {
+                author.shapes.insert("global aggregate");
+            }
+            format!(
+                "SELECT {contract}coalesce(max(a.k), 'all') AS customer_id, 'Total' AS item, coalesce(sum(a.q), 0) AS amount, 'EUR' \
+                    AS currency, count(*) AS row_count, max(a.t) AS last_time FROM ({everything}) a"
+            )
+        }
+        // Without DISTINCT, rows of one identity stop the window.
+        1..=2 => format!(
+            "SELECT {} {contract}coalesce(a.k, '-') AS customer_id, coalesce(a.m, '-') AS item, a.n AS amount, 'EUR' AS currency, \
+                a.t AS at FROM ({everything}) a WHERE a.n IS NOT NULL",
+            author.random.pick(&["DISTINCT", "DISTINCT", "ALL"])
+        ),
+        3 => {
+            if relation.windowed {
+                author.shapes.insert("union with a reference-only branch");
+            }
+            format!(
+                "SELECT {contract}coalesce(a.k, '-') AS customer_id, coalesce(a.m, '-') AS item, coalesce(sum(a.q), 0) AS amount, \
+                    'EUR' AS currency, count(*) AS row_count FROM ({everything}) a GROUP BY a.k, a.m UNION ALL \
+                    SELECT {contract}x.customer_id, 'Credit of ' || x.customer_id, x.credit, 'EUR', x.grade FROM customers x \
+                    WHERE x.credit IS NOT NULL"
+            )
+        }
+        4 => {
+            if relation.windowed {
+                author.shapes.insert("reference LEFT JOIN usage");
+            }
+            format!(
+                "SELECT {contract}x.customer_id, 'Fee' AS item, coalesce(x.credit, 0) + coalesce(sum(a.q), 0) AS amount, 'EUR' \
+                    AS currency, count(a.k) AS row_count FROM customers x LEFT JOIN ({everything}) a ON a.k = x.customer_id \
+                    GROUP BY x.customer_id, x.credit"
+            )
+        }
+        _ => format!(
+            "SELECT {contract}coalesce(a.k, '-') AS customer_id, coalesce(a.m, '-') AS item, coalesce(sum(a.q), 0) AS amount, 'EUR' \
+                AS currency, count(*) AS row_count, sum(a.n) AS quantity, max(a.t) AS last_time FROM ({everything}) a GROUP BY a.k, a.m"
+        ),
+    }
 }

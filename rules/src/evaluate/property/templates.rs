@@ -55,7 +55,7 @@ pub(super) static TEMPLATES: [Template; 22] = [
     template(
         &["not exists", "reference LEFT JOIN usage"],
         "",
-        "SELECT CONTRACT x.customer_id, 'Silent' AS item, coalesce(x.credit, 2) AS amount, 'USD' AS currency
+        "SELECT DISTINCT CONTRACT x.customer_id, 'Silent' AS item, coalesce(x.credit, 2) AS amount, 'USD' AS currency
          FROM customers x
          LEFT JOIN usage u ON u.subject = x.customer_id
          WHERE u.id IS NULL AND NOT EXISTS (SELECT 1 FROM usage v WHERE v.meter = 'room' AND v.quantity > 5)",
@@ -83,7 +83,8 @@ pub(super) static TEMPLATES: [Template; 22] = [
     template(
         &["carry", "full join"],
         ", fan_out = 'allowed', carry = 'subject'",
-        "SELECT CONTRACT coalesce(o.subject, u.subject) AS customer_id, 'Since' AS item, coalesce(sum(u.quantity), 0) - coalesce(max(o.quantity), 0) AS amount,
+        "SELECT CONTRACT coalesce(o.subject, u.subject) AS customer_id, 'Since' AS item, coalesce(sum(u.quantity), 0) -
+                coalesce(max(o.quantity), 0) AS amount,
                 'EUR' AS currency, o.time AS opened, max(u.time) AS last_time
          FROM opening o FULL JOIN usage u ON u.subject = o.subject
          GROUP BY coalesce(o.subject, u.subject), o.time",
@@ -95,7 +96,8 @@ pub(super) static TEMPLATES: [Template; 22] = [
              SELECT o.subject, o.time, o.quantity FROM opening o WHERE o.meter = 'room'
              UNION ALL
              SELECT u.subject, u.time, u.quantity FROM usage u WHERE u.meter = 'room')
-         SELECT CONTRACT l.subject AS customer_id, 'Storage' AS item, weighted(l.quantity, l.time, w.window_start, w.window_end) AS amount, 'EUR' AS currency
+         SELECT CONTRACT l.subject AS customer_id, 'Storage' AS item, weighted(l.quantity, l.time, w.window_start,
+                w.window_end) AS amount, 'EUR' AS currency
          FROM levels l CROSS JOIN billing_window w GROUP BY l.subject, w.window_start, w.window_end",
     ),
     template(
@@ -103,7 +105,8 @@ pub(super) static TEMPLATES: [Template; 22] = [
         ", fan_out = 'allowed', history = '3 windows'",
         "WITH peaks AS (SELECT u.subject, max(u.quantity) AS peak FROM usage u GROUP BY u.subject)
          SELECT CONTRACT p.subject AS customer_id, 'Ratchet' AS item,
-                greatest(p.peak, coalesce((SELECT max(e.amount) FROM earlier.rated e WHERE e.customer_id = p.subject), 0)) AS amount, 'EUR' AS currency
+                greatest(p.peak, coalesce((SELECT max(e.amount) FROM earlier.rated e
+                WHERE e.customer_id = p.subject), 0)) AS amount, 'EUR' AS currency
          FROM peaks p",
     ),
     template(
@@ -117,7 +120,8 @@ pub(super) static TEMPLATES: [Template; 22] = [
     template(
         &["charges of another rule", "aggregate"],
         "",
-        "SELECT CONTRACT r.customer_id, 'Minimum' AS item, at_least(sum(r.amount), 10) - sum(r.amount) AS amount, 'EUR' AS currency, count(*) AS charges,
+        "SELECT CONTRACT r.customer_id, 'Minimum' AS item, at_least(sum(r.amount), 10) - sum(r.amount) AS amount,
+                'EUR' AS currency, count(*) AS charges,
                 max(r.window_end) AS until
          FROM up r WHERE r.currency = 'EUR' GROUP BY r.customer_id",
     ),
@@ -134,12 +138,14 @@ pub(super) static TEMPLATES: [Template; 22] = [
               steps AS (SELECT t.subject, t.meter, unnest(tier_breakdown(t.quantity, p.tiers)) AS step
                         FROM totals t CROSS JOIN billing_window w
                         JOIN prices FOR SYSTEM_TIME AS OF w.window_start AS p ON p.item = t.meter AND p.plan = 'P2')
-         SELECT CONTRACT s.subject AS customer_id, s.meter AS item, s.step['amount'] AS amount, 'EUR' AS currency, s.step['tier'] AS tier FROM steps s",
+         SELECT CONTRACT s.subject AS customer_id, s.meter AS item, s.step['amount'] AS amount, 'EUR' AS currency,
+                s.step['tier'] AS tier FROM steps s",
     ),
     template(
         &["global aggregate"],
         "",
-        "SELECT CONTRACT 'all' AS customer_id, 'Total' AS item, coalesce(sum(u.quantity), 0) AS amount, 'EUR' AS currency, count(*) AS events,
+        "SELECT CONTRACT 'all' AS customer_id, 'Total' AS item, coalesce(sum(u.quantity), 0) AS amount, 'EUR' AS currency,
+                count(*) AS events,
                 count(DISTINCT u.subject) AS subjects, count(*) FILTER (WHERE u.flag) AS flagged, latest(u.quantity, u.time) AS quantity,
                 max(u.\"end\") AS last_end
          FROM usage u",
@@ -148,12 +154,14 @@ pub(super) static TEMPLATES: [Template; 22] = [
         &["global aggregate"],
         "",
         // A window without usage has nothing to divide by.
-        "SELECT CONTRACT 'all' AS customer_id, 'Reciprocal' AS item, coalesce(sum(1 / coalesce(u.quantity + 2, 0)), 0) AS amount, 'EUR' AS currency FROM usage u",
+        "SELECT CONTRACT 'all' AS customer_id, 'Reciprocal' AS item, coalesce(sum(1 / coalesce(u.quantity + 2, 0)), 0) AS amount,
+                'EUR' AS currency FROM usage u",
     ),
     template(
         &["inner join"],
         "",
-        "SELECT CONTRACT u.subject AS customer_id, u.id AS item, seconds_between(u.time, least(coalesce(u.\"end\", u.time), w.window_end)) AS amount, 'EUR' AS currency
+        "SELECT CONTRACT u.subject AS customer_id, u.id AS item,
+                seconds_between(u.time, least(coalesce(u.\"end\", u.time), w.window_end)) AS amount, 'EUR' AS currency
          FROM usage u CROSS JOIN billing_window w WHERE u.\"end\" IS NOT NULL",
     ),
     // Two labels of one subject stop the window.
@@ -167,12 +175,14 @@ pub(super) static TEMPLATES: [Template; 22] = [
     template(
         &["projection"],
         "",
-        "SELECT CONTRACT u.subject AS customer_id, u.source || u.id AS item, 1 / u.quantity AS amount, 'EUR' AS currency FROM usage u WHERE u.meter = 'room'",
+        "SELECT CONTRACT u.subject AS customer_id, u.source || u.id AS item, 1 / u.quantity AS amount, 'EUR' AS currency
+                FROM usage u WHERE u.meter = 'room'",
     ),
     template(
         &["window function", "filter"],
         "",
-        "SELECT CONTRACT r.subject AS customer_id, r.id AS item, greatest(r.running - 5, 0) - greatest(r.running - r.quantity - 5, 0) AS amount, 'EUR' AS currency,
+        "SELECT CONTRACT r.subject AS customer_id, r.id AS item, greatest(r.running - 5, 0) -
+                greatest(r.running - r.quantity - 5, 0) AS amount, 'EUR' AS currency,
                 r.position AS position
          FROM (SELECT u.subject, u.id, u.quantity, sum(u.quantity) OVER (PARTITION BY u.subject ORDER BY u.time, u.id) AS running,
                       CAST(row_number() OVER (ORDER BY u.time, u.id) AS BIGINT) AS position
@@ -182,14 +192,16 @@ pub(super) static TEMPLATES: [Template; 22] = [
     template(
         &["union with a reference-only branch", "union", "distinct"],
         "",
-        "SELECT DISTINCT CONTRACT u.subject AS customer_id, u.meter AS item, 3 AS amount, 'EUR' AS currency FROM usage u WHERE u.region IS DISTINCT FROM 'eu'
+        "SELECT DISTINCT CONTRACT u.subject AS customer_id, u.meter AS item, 3 AS amount, 'EUR' AS currency FROM usage u
+                WHERE u.region IS DISTINCT FROM 'eu'
          UNION ALL
          SELECT CONTRACT x.customer_id, 'Standing', x.credit, 'EUR' FROM customers x WHERE x.credit > 0",
     ),
     template(
         &["scalar subquery", "inner join", "having"],
         "",
-        "SELECT CONTRACT u.subject AS customer_id, 'Share' AS item, sum(u.quantity) / (SELECT 1 + abs(coalesce(sum(v.quantity), 0)) FROM usage v) AS amount, 'EUR' AS currency
+        "SELECT CONTRACT u.subject AS customer_id, 'Share' AS item,
+                sum(u.quantity) / (SELECT 1 + abs(coalesce(sum(v.quantity), 0)) FROM usage v) AS amount, 'EUR' AS currency
          FROM usage u GROUP BY u.subject HAVING count(*) >= (SELECT min(x.grade) FROM customers x)",
     ),
 ];
