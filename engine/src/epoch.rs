@@ -7,6 +7,7 @@ mod books;
 mod due;
 mod finalized;
 mod manifest;
+mod moved;
 mod rate;
 mod run;
 mod state;

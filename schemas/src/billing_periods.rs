@@ -61,6 +61,21 @@ pub struct BillingPeriod {
     pub contract_id: String,
 }
 
+/// A subject that has another contract than it had before, for a time.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MovedSubject {
+    /// Whose usage it is about.
+    pub subject: String,
+    /// First instant, µs UTC.
+    pub from: i64,
+    /// First instant after.
+    pub to: i64,
+    /// The contract that it had; `None`: none.
+    pub before: Option<String>,
+    /// The contract that it has; `None`: none.
+    pub now: Option<String>,
+}
+
 impl BillingPeriods {
     /// Joins the terms of each contract.
     ///
@@ -105,6 +120,40 @@ impl BillingPeriods {
         let spans = self.subjects.get(subject)?;
         let span = spans[..spans.partition_point(|span| span.from <= time)].last()?;
         (time < span.to).then_some(span.contract_id.as_str())
+    }
+
+    /// Where subjects have another contract than by `former`, by subject and time.
+    #[must_use]
+    pub fn moved_since(&self, former: &Self) -> Vec<MovedSubject> {
+        let mut moved: Vec<MovedSubject> = Vec::new();
+        let subjects: BTreeSet<&String> = self.subjects.keys().chain(former.subjects.keys()).collect();
+        for subject in subjects {
+            let both = [&self.subjects, &former.subjects].map(|spans| spans.get(subject).map_or(&[][..], Vec::as_slice));
+            if both[0] == both[1] {
+                continue;
+            }
+            let edges: BTreeSet<i64> = both.into_iter().flatten().flat_map(|span| [span.from, span.to]).collect();
+            let edges: Vec<i64> = edges.into_iter().collect();
+            let first = moved.len();
+            for pair in edges.windows(2) {
+                let (from, to) = (pair[0], pair[1]);
+                let (before, now) = (former.contract_of(subject, from), self.contract_of(subject, from));
+                if before == now {
+                    continue;
+                }
+                match moved[first..].last_mut() {
+                    Some(last) if last.to == from && last.before.as_deref() == before && last.now.as_deref() == now => last.to = to,
+                    _ => moved.push(MovedSubject {
+                        subject: subject.clone(),
+                        from,
+                        to,
+                        before: before.map(str::to_owned),
+                        now: now.map(str::to_owned),
+                    }),
+                }
+            }
+        }
+        moved
     }
 
     /// Every subject that `contract` ever has.
@@ -289,6 +338,37 @@ mod tests {
         assert!(
             BillingPeriods::new(&[row("a", "s", 1, "UTC", "2024-01-01", "2024-02-01"), row("b", "s", 5, "UTC", "2024-02-01", "")]).is_ok()
         );
+    }
+
+    #[test]
+    fn moved_subjects_are_found() {
+        let periods = |rows: &[ContractTerms]| BillingPeriods::new(rows).unwrap();
+        let former = periods(&[row("a", "s", 1, "UTC", "2024-01-01", ""), row("a", "t", 1, "UTC", "2024-01-01", "2024-03-01")]);
+        let now = periods(&[
+            row("a", "s", 5, "UTC", "2024-01-01", "2024-01-15"),
+            row("b", "s", 1, "UTC", "2024-01-15", "2024-02-15"),
+            row("b", "s", 1, "UTC", "2024-02-15", "2024-04-01"),
+            row("a", "t", 5, "UTC", "2024-01-01", "2024-03-01"),
+            row("b", "u", 1, "UTC", "2024-01-01", "2024-02-01"),
+        ]);
+        let instant = |text: &str| parse_instant(&format!("{text}T00:00:00Z")).unwrap();
+        let moved = |subject: &str, from: i64, to: i64, before: Option<&str>, now: Option<&str>| MovedSubject {
+            subject: subject.to_owned(),
+            from,
+            to,
+            before: before.map(str::to_owned),
+            now: now.map(str::to_owned),
+        };
+        // A changed anchor moves nobody.
+        assert_eq!(
+            now.moved_since(&former),
+            [
+                moved("s", instant("2024-01-15"), instant("2024-04-01"), Some("a"), Some("b")),
+                moved("s", instant("2024-04-01"), i64::MAX, Some("a"), None),
+                moved("u", instant("2024-01-01"), instant("2024-02-01"), None, Some("b")),
+            ]
+        );
+        assert!(former.moved_since(&former).is_empty());
     }
 
     #[test]

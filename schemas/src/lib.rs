@@ -18,7 +18,7 @@ pub mod time;
 pub mod usage;
 pub mod windows;
 
-pub use billing_periods::{BillingPeriod, BillingPeriods, ContractTerms};
+pub use billing_periods::{BillingPeriod, BillingPeriods, ContractTerms, MovedSubject};
 pub use decimal::{Decimal, DecimalError};
 pub use identity::{EventHasher, EventKey, Verdict};
 pub use money::{Currency, Rounding};

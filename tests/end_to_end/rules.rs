@@ -3,7 +3,7 @@
 
 use serde_json::{Value, json};
 
-use crate::engine::{ok, sql};
+use crate::engine::{ok, ratemill, sql};
 use crate::project::{Project, kwh, lines};
 
 fn event(meter: &str, id: &str, subject: &str, time: &str, quantity: &str) -> Value {
@@ -333,6 +333,71 @@ fn a_contract_that_changes_after_its_period_was_published_is_not_charged_twice()
         ok(&["rate", "-C", project.text(), "--re-rate", "--from", "2026-01-01", "--to", "2026-02-01"]);
         assert_eq!(net(&project), [january.replace("02-01T", "01-20T").replace(",100", ",105"), second.to_owned()]);
     }
+}
+
+#[test]
+fn a_subject_that_moves_to_another_contract_is_not_charged_under_both() {
+    let contracts = |rows: &str| format!("subject,customer_id,contract_id,plan,currency,anchor_day,valid_from,valid_to\n{rows}");
+    let project = Project::new("");
+    project.write(
+        "reference/contracts.toml",
+        "key = [\"subject\"]\n[columns]\nsubject = \"text\"\ncustomer_id = \"text\"\ncontract_id = \"text\"\nplan = \"text\"\ncurrency = \"text\"\nanchor_day = \"integer\"\nvalid_from = \"date\"\nvalid_to = \"date?\"\n",
+    );
+    project.write("reference/contracts.csv", &contracts("m1,a,k1,home,EUR,1,2026-01-01,\nm2,a,k1,home,EUR,1,2026-01-01,\n"));
+    project.write(
+        "rules/energy.sql",
+        "CREATE MATERIALIZED VIEW energy WITH (window = 'billing_period', effective_from = '2026-01-01') AS
+         SELECT c.customer_id, c.contract_id, 'Energy' AS item, sum(u.quantity) AS amount, c.currency
+         FROM usage u JOIN contracts FOR SYSTEM_TIME AS OF u.time AS c ON c.subject = u.subject
+         WHERE u.meter = 'kwh' GROUP BY c.customer_id, c.contract_id, c.currency",
+    );
+    let rate = |name: &str, events: &[Value]| {
+        let file = project.write(name, &lines(events));
+        let output = ratemill(&["rate", "-C", project.text(), "--usage", file.to_str().unwrap()], &[]);
+        let told = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.success(), "{told}");
+        told
+    };
+    let re_rate = |from: &str, to: &str| ok(&["rate", "-C", project.text(), "--re-rate", "--from", from, "--to", to]);
+    rate(
+        "a.ndjson",
+        &[
+            kwh("a", "m1", "2026-01-10T00:00:00Z", "100"),
+            kwh("b", "m1", "2026-01-20T00:00:00Z", "50"),
+            kwh("c", "m2", "2026-01-20T00:00:00Z", "3"),
+            kwh("d", "m2", "2026-02-01T00:00:00Z", "0"),
+        ],
+    );
+    let of = |contract: &str, customer: &str, bounds: &str, amount: i32| format!("energy,{customer},{contract},Energy,{bounds},{amount}");
+    let january = "2026-01-01T00:00:00Z,2026-02-01T00:00:00Z";
+    assert_eq!(net(&project), [of("k1", "a", january, 153)]);
+
+    // m1 went to another contract on the 15th, as is found out later. The published period keeps it, and its late usage.
+    project.write(
+        "reference/contracts.csv",
+        &contracts("m1,a,k1,home,EUR,1,2026-01-01,2026-01-15\nm2,a,k1,home,EUR,1,2026-01-01,\nm1,b,k2,home,EUR,1,2026-01-15,\n"),
+    );
+    let told = rate("b.ndjson", &[kwh("e", "m2", "2026-02-13T00:00:00Z", "0"), kwh("f", "m1", "2026-01-21T00:00:00Z", "1")]);
+    assert_eq!(net(&project), [of("k1", "a", january, 154)]);
+    assert!(told.contains("m1") && told.contains("another contract"), "{told}");
+    let moved = [of("k1", "a", january, 103), of("k2", "b", "2026-01-15T00:00:00Z,2026-02-01T00:00:00Z", 51)];
+    // The new contract's part alone cannot be rated: the old one's would stay.
+    re_rate("2026-01-15", "2026-02-01");
+    assert_eq!(net(&project), [of("k1", "a", january, 154)]);
+    for _ in 0..2 {
+        re_rate("2026-01-01", "2026-02-01");
+        assert_eq!(net(&project), moved);
+    }
+
+    // The new contract gets another name: its charges wait under the old one, and move with it.
+    project.write(
+        "reference/contracts.csv",
+        &contracts("m1,a,k1,home,EUR,1,2026-01-01,2026-01-15\nm2,a,k1,home,EUR,1,2026-01-01,\nm1,b,k9,home,EUR,1,2026-01-15,\n"),
+    );
+    rate("c.ndjson", &[kwh("g", "m1", "2026-01-22T00:00:00Z", "2")]);
+    assert_eq!(net(&project), [moved[0].clone(), moved[1].replace(",51", ",53")]);
+    re_rate("2026-01-15", "2026-02-01");
+    assert_eq!(net(&project), [moved[0].clone(), moved[1].replace("k2", "k9").replace(",51", ",53")]);
 }
 
 #[test]

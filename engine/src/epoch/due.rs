@@ -1,15 +1,16 @@
 //! Which windows an epoch evaluates.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use arrow::array::{AsArray, RecordBatch};
 use arrow::datatypes::TimestampMicrosecondType;
 use ratemill_rules::{Reach, ReferenceData, Rule, RuleProject, RuleWindow};
 use ratemill_schemas::windows::WindowError;
-use ratemill_schemas::{Window, WindowSpec};
+use ratemill_schemas::{BillingPeriods, Window, WindowSpec};
 
 use super::finalized::Finalized;
 use super::manifest::WindowTask;
+use super::moved::MovedSubjects;
 use super::state::{EngineState, OpenWindow};
 
 /// When windows become final.
@@ -47,6 +48,7 @@ pub(super) fn touched<'p>(
     rules: &'p [Rule],
     reference: &ReferenceData,
     state: &EngineState,
+    moved: &MovedSubjects,
     batches: &[RecordBatch],
 ) -> Result<Vec<Touched<'p>>, WindowError> {
     let mut touched: Vec<Touched<'p>> =
@@ -77,7 +79,7 @@ pub(super) fn touched<'p>(
                     continue;
                 }
                 let rated = if rule.options.window == WindowSpec::BillingPeriod {
-                    periods_of(rule, reference, state, subjects.value(row), time)?
+                    periods_of(rule, reference, state, moved, subjects.value(row), time)?
                 } else {
                     let window = rule.options.window.window_of(time)?;
                     last = Some(window);
@@ -93,21 +95,26 @@ pub(super) fn touched<'p>(
     Ok(touched)
 }
 
-/// The billing period of an event: the published one that holds its time, else as the contract says now. Charges of other
+/// The billing period of an event: the published one that holds its time, be it of a contract that its subject had before,
+/// else as the contract says now. Charges of other
 /// rules reach a contract by other ways than the event's subject: a rule that reads them is touched for every contract.
 fn periods_of(
     rule: &Rule,
     reference: &ReferenceData,
     state: &EngineState,
+    moved: &MovedSubjects,
     subject: &str,
     time: i64,
 ) -> Result<Vec<RuleWindow>, WindowError> {
-    let Some(periods) = reference.billing_periods() else { return Ok(Vec::new()) };
-    let contracts: Vec<String> = if rule.upstream.is_empty() {
-        periods.contract_of(subject, time).map(str::to_owned).into_iter().collect()
-    } else {
-        periods.between(time, time.saturating_add(1))?.into_iter().map(|period| period.contract_id).collect()
-    };
+    let none = BillingPeriods::default();
+    let periods = reference.billing_periods().map_or(&none, |periods| periods);
+    let before = moved.published_contract(&state.finalized, &rule.name, subject, time);
+    let mut contracts: BTreeSet<String> = before.map(str::to_owned).into_iter().collect();
+    if !rule.upstream.is_empty() {
+        contracts.extend(periods.between(time, time.saturating_add(1))?.into_iter().map(|period| period.contract_id));
+    } else if contracts.is_empty() {
+        contracts.extend(periods.contract_of(subject, time).map(str::to_owned));
+    }
     let mut rated = Vec::with_capacity(contracts.len());
     for contract in contracts {
         let window = match state.finalized.published_period(&rule.name, &contract, time) {
@@ -138,10 +145,11 @@ pub(super) fn late_for_former(
     state: &EngineState,
     former: &[Rule],
     reference: &ReferenceData,
+    moved: &MovedSubjects,
     batches: &[RecordBatch],
 ) -> Result<Vec<WindowTask>, WindowError> {
     let mut late = Vec::new();
-    let mut touched = touched(former, reference, state, batches)?;
+    let mut touched = touched(former, reference, state, moved, batches)?;
     reach_onward(state, reference, &mut touched)?;
     for Touched { rule, windows, .. } in touched {
         for window in windows.into_keys() {
@@ -195,7 +203,17 @@ pub(super) fn note_usage(state: &mut EngineState, touched: Vec<Touched<'_>>, wat
 }
 
 /// The windows that become final now, by rule and start.
-pub(super) fn due(state: &EngineState, project: &RuleProject, clock: i64, finalize: Finalize) -> Result<Vec<WindowTask>, WindowError> {
+pub(super) fn due(
+    state: &EngineState,
+    project: &RuleProject,
+    moved: &MovedSubjects,
+    clock: i64,
+    finalize: Finalize,
+) -> Result<Vec<WindowTask>, WindowError> {
+    let re_rated = match finalize {
+        Finalize::Range { from, to, re_rate: true, .. } => Window { start: from, end: to },
+        _ => Window { start: 0, end: 0 },
+    };
     let mut tasks = Vec::new();
     for rule in &project.rules {
         let (from, to) = match finalize {
@@ -217,26 +235,27 @@ pub(super) fn due(state: &EngineState, project: &RuleProject, clock: i64, finali
             let window = rated.window;
             let is_due = match finalize {
                 Finalize::Range { from, to, begun, re_rate } => {
-                    // A period that was cut differently is re-rated together with the published one that it overlaps.
-                    let span = if re_rate { Window { start: from, end: to } } else { Window { start: 0, end: 0 } };
-                    let held = state.finalized.is_cut_differently(&rule.name, &rated, span);
                     let inside = window.start >= from && window.end <= to && window.start <= begun;
-                    inside && (re_rate || published.is_none()) && !held
+                    inside && (re_rate || published.is_none())
                 }
-                // A contract that was changed in a published period waits for --re-rate, lest it is charged twice.
-                _ => {
-                    published.is_none()
-                        && is_due(state, rule, &rated, clock)
-                        && !state.finalized.is_cut_differently(&rule.name, &rated, Window { start: 0, end: 0 })
-                }
+                _ => published.is_none() && is_due(state, rule, &rated, clock),
             };
-            if is_due {
+            // A contract that was changed in a published period waits until that is re-rated with it, lest it is charged twice.
+            let is_held = || {
+                state.finalized.is_cut_differently(&rule.name, &rated, re_rated)
+                    || moved.hold(&state.finalized, &rule.name, &rated, re_rated)
+            };
+            if is_due && !is_held() {
                 let cause = if published.is_some_and(|range| range.published) { "re-rate" } else { "window closed" };
                 task(rated, cause);
             }
         }
         if let Finalize::Range { from, to, re_rate: true, .. } = finalize {
-            stale_periods(state, rule, &project.reference, from, to)?.into_iter().for_each(|stale| task(stale, "re-rate"));
+            for stale in stale_periods(state, rule, &project.reference, from, to)? {
+                if !moved.hold(&state.finalized, &rule.name, &stale, re_rated) {
+                    task(stale, "re-rate");
+                }
+            }
         }
     }
     if let Finalize::Range { re_rate: true, .. } = finalize {

@@ -93,7 +93,8 @@ impl FinalizedWindows {
         self.groups.range((rule.clone(), None)..).take_while(move |((name, _), _)| *name == rule).flat_map(|(_, ranges)| ranges)
     }
 
-    fn of_contract(&self, rule: &str, contract: Option<&str>) -> &[Finalized] {
+    /// The ranges of a rule and contract.
+    pub(super) fn of_contract(&self, rule: &str, contract: Option<&str>) -> &[Finalized] {
         self.groups.get(&(rule.to_owned(), contract.map(str::to_owned))).map_or(&[], Vec::as_slice)
     }
 

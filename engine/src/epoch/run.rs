@@ -18,6 +18,7 @@ use ratemill_schemas::{EventHasher, EventKey, UsageSchema, charges, rejected, ti
 use super::books::{check_books, claims_batch, frame_keys, merge_days};
 use super::due::{self, Finalize};
 use super::manifest::{Completion, Manifest, completion_name, encode, manifest_name, read};
+use super::moved::MovedSubjects;
 use super::state::{EngineState, TableVersions};
 use crate::capture::CaptureProgress;
 use crate::dedup::DedupIndex;
@@ -128,6 +129,8 @@ pub struct Epochs {
     pub(super) opened_at: i64,
     /// Versions that published windows and are no longer in the project: late usage of those windows is theirs.
     pub(super) former: Vec<Rule>,
+    /// Subjects whose published billing periods are of another contract than theirs by now.
+    pub(super) moved: MovedSubjects,
     /// A manifest that is written, but not completed: it is finished before anything else.
     pub(super) unfinished: Option<Manifest>,
     /// Windows whose rule failed since the start: not tried again before there is new usage.
@@ -244,6 +247,7 @@ impl Epochs {
             opened_at: time::now(),
             unfinished: None,
             former: Vec::new(),
+            moved: MovedSubjects::default(),
             failed: HashSet::new(),
         };
         epochs.keep_versions().await?;
@@ -252,6 +256,7 @@ impl Epochs {
         epochs.progress.drained.store(epochs.state.position, Ordering::Release);
         epochs.check_against_ledger()?;
         epochs.load_former().await;
+        epochs.load_moved().await?;
         Ok(epochs)
     }
 
@@ -329,10 +334,10 @@ impl Epochs {
         let headers: Vec<_> = frames.iter().map(|frame| frame.header.clone()).collect();
         state.advance(&headers, &self.inputs, self.opened_at, clock, self.idle);
         let batches = self.usage_of(epoch, frames)?;
-        let mut touched = due::touched(&self.project.rules, &self.project.reference, &state, &batches)?;
+        let mut touched = due::touched(&self.project.rules, &self.project.reference, &state, &self.moved, &batches)?;
         due::reach_onward(&state, &self.project.reference, &mut touched)?;
         let mut tasks = due::note_usage(&mut state, touched, watermark_before);
-        for task in due::late_for_former(&state, &self.former, &self.project.reference, &batches)? {
+        for task in due::late_for_former(&state, &self.former, &self.project.reference, &self.moved, &batches)? {
             if !tasks.iter().any(|late| late.rule == task.rule && late.window == task.window) {
                 tasks.push(task);
             }
@@ -342,7 +347,7 @@ impl Epochs {
                 tasks.push(task);
             }
         }
-        for task in due::due(&state, &self.project, clock, finalize)? {
+        for task in due::due(&state, &self.project, &self.moved, clock, finalize)? {
             tasks.retain(|late| !(late.rule == task.rule && late.window == task.window));
             tasks.push(task);
         }

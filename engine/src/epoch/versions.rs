@@ -155,6 +155,6 @@ fn rule_file(rule: &str, version: &str) -> String {
     format!("rules/{rule}-{version}.sql")
 }
 
-fn reference_file(version: &str) -> String {
+pub(super) fn reference_file(version: &str) -> String {
     format!("reference/{version}.json")
 }
