@@ -1,5 +1,6 @@
 //! The options of a rule: `WITH (window = 'month', …)`.
 
+use ratemill_schemas::Rounding;
 use ratemill_schemas::money::UnknownRounding;
 use ratemill_schemas::nearest::did_you_mean;
 use ratemill_schemas::time::parse_duration;
@@ -176,73 +177,12 @@ impl Reader<'_> {
                 "it is the first day whose windows the rule no longer rates",
             );
         }
-        let grace = match get("grace").map(|(text, place)| (parse_duration(&text), place)) {
-            None => 0,
-            Some((Ok(grace), _)) => grace,
-            Some((Err(message), place)) => {
-                self.error("duration", place, message, "write a number and a unit, as in '2 days' or '6 hours'");
-                return None;
-            }
-        };
-        let fan_out_allowed = match get("fan_out").as_ref().map(|(text, place)| (text.as_str(), *place)) {
-            None => false,
-            Some(("allowed", _)) => true,
-            Some((other, place)) => {
-                self.error("option-value", place, format!("fan_out is 'allowed' or not given, not '{other}'"), "");
-                return None;
-            }
-        };
-        let provisional = match get("emit").as_ref().map(|(text, place)| (text.as_str(), *place)) {
-            None | Some(("running", _)) => true,
-            Some(("final", _)) => false,
-            Some((other, place)) => {
-                self.error(
-                    "option-value",
-                    place,
-                    format!("emit is 'running' (open windows show provisional charges) or 'final', not '{other}'"),
-                    "",
-                );
-                return None;
-            }
-        };
-        let rounding = match get("rounding").map(|(text, place)| (text.parse(), place)) {
-            None => None,
-            Some((Ok(mode), _)) => Some(mode),
-            Some((Err(UnknownRounding(text)), place)) => {
-                let modes = ["half_up", "half_even", "up", "down", "ceiling", "floor"];
-                let hint = did_you_mean(&text, modes);
-                self.error("rounding", place, format!("rounding `{text}` is unknown; it is one of {}{hint}", modes.join(", ")), "");
-                return None;
-            }
-        };
-        let carry: Vec<String> = match get("carry") {
-            None => Vec::new(),
-            Some((text, place)) => {
-                let columns: Vec<String> = text.split(',').map(|column| column.trim().to_owned()).collect();
-                if columns.iter().any(String::is_empty) {
-                    self.error("carry", place, "carry names columns of usage", "write carry = 'subject, meter'");
-                    return None;
-                }
-                columns
-            }
-        };
-        let history = match get("history") {
-            None => None,
-            Some((text, place)) => {
-                let number = text.trim_end_matches("windows").trim_end_matches("window").trim();
-                let Some(windows) = number.parse::<u32>().ok().filter(|windows| (1..=1200).contains(windows) && number.len() < text.len())
-                else {
-                    self.error(
-                        "history",
-                        place,
-                        format!("history is a number of earlier windows, up to 1200, not '{text}'"),
-                        "write history = '11 windows'",
-                    );
-                    return None;
-                };
-                Some(windows)
-            }
-        };
+        let grace = self.of(&places, "grace", Self::grace)?.unwrap_or(0);
+        let fan_out_allowed = self.of(&places, "fan_out", Self::fan_out)?.unwrap_or(false);
+        let provisional = self.of(&places, "emit", Self::emit)?.unwrap_or(true);
+        let rounding = self.of(&places, "rounding", Self::rounding)?;
+        let carry = self.of(&places, "carry", Self::carry)?.unwrap_or_default();
+        let history = self.of(&places, "history", Self::history)?;
         // A value that is no text is as good as missing.
         if self.diagnostics.0.len() > before {
             return None;
@@ -263,6 +203,72 @@ impl Reader<'_> {
         };
         self.useless(&options, &places);
         Some((options, places))
+    }
+
+    /// An option's value as `read` makes it; the inner `None` is an option that was not given.
+    #[allow(clippy::option_option)]
+    fn of<T>(
+        &mut self,
+        places: &OptionPlaces,
+        name: &str,
+        read: impl FnOnce(&mut Self, &str, Option<Place>) -> Option<T>,
+    ) -> Option<Option<T>> {
+        match places.given(name).and_then(|given| Some((given.value.as_deref()?, given.value_place))) {
+            None => Some(None),
+            Some((text, place)) => read(self, text, place).map(Some),
+        }
+    }
+
+    fn grace(&mut self, text: &str, place: Option<Place>) -> Option<i64> {
+        parse_duration(text)
+            .map_err(|message| self.error("duration", place, message, "write a number and a unit, as in '2 days' or '6 hours'"))
+            .ok()
+    }
+
+    fn fan_out(&mut self, text: &str, place: Option<Place>) -> Option<bool> {
+        if text == "allowed" {
+            return Some(true);
+        }
+        self.error("option-value", place, format!("fan_out is 'allowed' or not given, not '{text}'"), "");
+        None
+    }
+
+    fn emit(&mut self, text: &str, place: Option<Place>) -> Option<bool> {
+        match text {
+            "running" => Some(true),
+            "final" => Some(false),
+            other => {
+                let message = format!("emit is 'running' (open windows show provisional charges) or 'final', not '{other}'");
+                self.error("option-value", place, message, "");
+                None
+            }
+        }
+    }
+
+    fn rounding(&mut self, text: &str, place: Option<Place>) -> Option<Rounding> {
+        let modes = Rounding::ALL.map(Rounding::name);
+        text.parse()
+            .map_err(|error: UnknownRounding| self.error("rounding", place, format!("{error}{}", did_you_mean(text, modes)), ""))
+            .ok()
+    }
+
+    fn carry(&mut self, text: &str, place: Option<Place>) -> Option<Vec<String>> {
+        let columns: Vec<String> = text.split(',').map(|column| column.trim().to_owned()).collect();
+        if columns.iter().any(String::is_empty) {
+            self.error("carry", place, "carry names columns of usage", "write carry = 'subject, meter'");
+            return None;
+        }
+        Some(columns)
+    }
+
+    fn history(&mut self, text: &str, place: Option<Place>) -> Option<u32> {
+        let number = text.trim_end_matches("windows").trim_end_matches("window").trim();
+        let windows = number.parse::<u32>().ok().filter(|windows| (1..=1200).contains(windows) && number.len() < text.len());
+        if windows.is_none() {
+            let message = format!("history is a number of earlier windows, up to 1200, not '{text}'");
+            self.error("history", place, message, "write history = '11 windows'");
+        }
+        windows
     }
 
     fn instant(&mut self, name: &str, text: &str, place: Option<Place>, timezone: &str) -> Option<i64> {

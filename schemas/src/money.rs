@@ -26,6 +26,9 @@ pub enum Rounding {
 }
 
 impl Rounding {
+    /// Every mode.
+    pub const ALL: [Self; 6] = [Self::HalfUp, Self::HalfEven, Self::Up, Self::Down, Self::Ceiling, Self::Floor];
+
     /// Whether a value lying `half` (less, equal, more) of the way to the next magnitude goes there.
     pub(crate) fn rounds_away(self, half: Ordering, odd: bool, negative: bool) -> bool {
         match self {
@@ -56,10 +59,7 @@ impl FromStr for Rounding {
     type Err = UnknownRounding;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        [Self::HalfUp, Self::HalfEven, Self::Up, Self::Down, Self::Ceiling, Self::Floor]
-            .into_iter()
-            .find(|mode| mode.name() == text)
-            .ok_or_else(|| UnknownRounding(text.to_owned()))
+        Self::ALL.into_iter().find(|mode| mode.name() == text).ok_or_else(|| UnknownRounding(text.to_owned()))
     }
 }
 

@@ -242,8 +242,9 @@ fn anchored(date: Date, months: i32, anchor: i8) -> Option<(Date, Date)> {
     if date < first { Some((anchor_day(this - months, anchor)?, first)) } else { Some((first, anchor_day(this + months, anchor)?)) }
 }
 
-/// The anchor day of a month counted from the year 0, cut to the month's length.
-fn anchor_day(month: i32, anchor: i8) -> Option<Date> {
+/// The anchor day of a month counted from January of the year 0, cut to the month's length; `None` outside the calendar.
+#[must_use]
+pub fn anchor_day(month: i32, anchor: i8) -> Option<Date> {
     let first = Date::new(i16::try_from(month.div_euclid(12)).ok()?, i8::try_from(month.rem_euclid(12)).ok()? + 1, 1).ok()?;
     Date::new(first.year(), first.month(), anchor.min(first.days_in_month())).ok()
 }

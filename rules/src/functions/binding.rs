@@ -7,9 +7,11 @@ use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 use arrow::array::{
-    Array, ArrayRef, AsArray, BooleanArray, Date32Array, Decimal128Array, Int64Array, ListArray, StructArray, TimestampMicrosecondArray,
+    Array, ArrayRef, AsArray, BooleanArray, Date32Array, Decimal128Array, DynComparator, Int64Array, ListArray, StructArray,
+    TimestampMicrosecondArray, make_comparator,
 };
 use arrow::buffer::{NullBuffer, OffsetBuffer};
+use arrow::compute::SortOptions;
 use arrow::datatypes::{DataType, Date32Type, Decimal128Type, Field, FieldRef, Fields, Int64Type, TimestampMicrosecondType};
 use datafusion::common::{Result, exec_datafusion_err, plan_err};
 use datafusion::logical_expr::{ColumnarValue, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, Volatility};
@@ -139,11 +141,16 @@ pub(super) struct Row<'a> {
 #[derive(Default)]
 pub(super) struct Parsed {
     zones: RefCell<HashMap<String, TimeZone>>,
-    last: RefCell<HashMap<usize, (ArrayRef, ParsedList)>>,
+    lists: RefCell<HashMap<usize, LastList>>,
 }
 
-/// What the elements of a list were read as.
-type ParsedList = Arc<dyn std::any::Any + Send + Sync>;
+/// The list of one argument that was read last.
+struct LastList {
+    row: usize,
+    parsed: Arc<dyn std::any::Any + Send + Sync>,
+    /// Compares the lists of two rows, where their type can be compared.
+    comparator: Option<DynComparator>,
+}
 
 impl Row<'_> {
     fn is_given(&self, index: usize) -> bool {
@@ -211,17 +218,27 @@ impl Row<'_> {
         if !self.is_given(index) {
             return Ok(None);
         }
-        let list = self.arguments[index].as_list::<i32>().value(self.row);
-        let mut last = self.parsed.last.borrow_mut();
-        if let Some((known, parsed)) = last.get(&index)
-            && **known == *list
-            && let Ok(parsed) = Arc::clone(parsed).downcast::<T>()
+        let lists = self.arguments[index].as_list::<i32>();
+        let mut known = self.parsed.lists.borrow_mut();
+        if let Some(last) = known.get(&index)
+            && last.comparator.as_ref().is_some_and(|compare| compare(last.row, self.row).is_eq())
+            && let Ok(parsed) = Arc::clone(&last.parsed).downcast::<T>()
         {
             return Ok(Some(parsed));
         }
+        let list = lists.value(self.row);
         let parsed = Arc::new(read(&Elements { structs: list.as_struct() })?);
-        last.insert(index, (list, Arc::<T>::clone(&parsed)));
+        let last = LastList { row: self.row, parsed: Arc::<T>::clone(&parsed), comparator: comparator(known.remove(&index), lists) };
+        known.insert(index, last);
         Ok(Some(parsed))
+    }
+}
+
+/// What compares an argument's lists: it is made once for all rows.
+fn comparator(last: Option<LastList>, lists: &ListArray) -> Option<DynComparator> {
+    match last {
+        Some(last) => last.comparator,
+        None => make_comparator(lists, lists, SortOptions::default()).ok(),
     }
 }
 

@@ -4,6 +4,7 @@ use std::str::FromStr;
 
 use jiff::ToSpan;
 use jiff::civil::Date;
+use ratemill_schemas::windows::anchor_day;
 use ratemill_schemas::{Decimal, Rounding};
 
 use super::exact::whole_number;
@@ -164,11 +165,11 @@ fn month_of(date: Date) -> i64 {
 }
 
 /// The anchor day in a month, cut to the month's length.
-fn on_anchor(month: i64, anchor_day: i8) -> Result<Date, PricingError> {
-    let first = i16::try_from(month.div_euclid(12)).ok().zip(i8::try_from(month.rem_euclid(12) + 1).ok());
-    let first = first.and_then(|(year, month)| Date::new(year, month, 1).ok());
-    let date = first.and_then(|first| Date::new(first.year(), first.month(), anchor_day.min(first.days_in_month())).ok());
-    date.ok_or_else(|| PricingError::OutOfCalendar(format!("month {} of the year {}", month.rem_euclid(12) + 1, month.div_euclid(12))))
+fn on_anchor(month: i64, anchor: i8) -> Result<Date, PricingError> {
+    i32::try_from(month)
+        .ok()
+        .and_then(|month| anchor_day(month, anchor))
+        .ok_or_else(|| PricingError::OutOfCalendar(format!("month {} of the year {}", month.rem_euclid(12) + 1, month.div_euclid(12))))
 }
 
 #[cfg(test)]
