@@ -4,6 +4,7 @@
 //! window by window; `lifted` plans the query once for all windows and must give the same. A rule whose query has a
 //! shape that cannot be lifted, or that reads its own earlier charges, runs window by window.
 
+mod blame;
 mod charges;
 mod lifted;
 #[cfg(test)]
@@ -13,6 +14,7 @@ mod single;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use arrow::array::RecordBatch;
 use arrow::compute::concat_batches;
@@ -22,7 +24,9 @@ use datafusion::execution::runtime_env::RuntimeEnv;
 use futures::future::BoxFuture;
 use ratemill_schemas::Window;
 use ratemill_schemas::windows::WindowError;
+use tokio::time::{Instant, timeout_at};
 
+pub use blame::Blame;
 pub(crate) use lifted::lifted_plan;
 pub use shape::{CHARGE_COLUMNS, identity, is_identity, stored_type};
 
@@ -52,44 +56,58 @@ pub struct WindowCharges {
 #[derive(Debug, thiserror::Error)]
 pub enum RateError {
     /// The query failed on the data.
-    #[error("rule `{rule}`, window {window}{culprit}: {message}")]
+    #[error("rule `{rule}`, window {window}{blame}: {message}")]
     Query {
         /// The rule.
         rule: String,
         /// The window.
         window: Window,
-        /// ", subject `s`", where one is to blame.
-        culprit: String,
+        /// Whose data it failed on.
+        blame: Box<Blame>,
         /// What the query said.
         message: String,
     },
     /// A charge lacks what every charge must have.
-    #[error("rule `{rule}`, window {window}, customer `{customer}`: {message}")]
+    #[error("rule `{rule}`, window {window}{blame}: {message}")]
     Charge {
         /// The rule.
         rule: String,
         /// The window.
         window: Window,
-        /// The customer, or `?`.
-        customer: String,
+        /// Whose charge it is.
+        blame: Box<Blame>,
         /// What is wrong with the row.
         message: String,
     },
     /// A usage row met several reference rows, so that it would be charged several times.
     #[error(
-        "rule `{rule}`, window {window}: usage event `{id}` of source `{usage_source}` matches several rows of `{table}` and would be charged several times; make the join unique, or allow it with fan_out = 'allowed'"
+        "rule `{rule}`, window {window}{blame}: usage event `{id}` of source `{usage_source}` matches several rows of `{table}` and would be charged several times; make the join unique, or allow it with fan_out = 'allowed'"
     )]
     FanOut {
         /// The rule.
         rule: String,
         /// The window.
         window: Window,
+        /// Whose usage it is.
+        blame: Box<Blame>,
         /// The event's source.
         usage_source: String,
         /// The event's id.
         id: String,
         /// The reference table.
         table: String,
+    },
+    /// The windows were not rated in time.
+    #[error(
+        "rule `{rule}`, {windows}: not rated within {limit:?}, with the rules that it reads; rate fewer windows at once, make the query read less (`ratemill explain` shows its plan), or give it more time"
+    )]
+    TimeLimit {
+        /// The rule.
+        rule: String,
+        /// The window, or how many there are and the first and the last.
+        windows: String,
+        /// How long it may take.
+        limit: Duration,
     },
     /// A window outside the calendar.
     #[error("rule `{rule}`: {source}")]
@@ -121,9 +139,11 @@ pub struct Evaluator {
     usage: Arc<dyn TableProvider>,
     mode: Mode,
     /// Charges that are given instead of evaluated, by the name of their table.
-    given: BTreeMap<String, RecordBatch>,
+    given: Arc<BTreeMap<String, RecordBatch>>,
     /// Charges of windows that are published, by rule: read as they are.
-    published: HashMap<String, BTreeMap<Window, RecordBatch>>,
+    published: Arc<HashMap<String, BTreeMap<Window, RecordBatch>>>,
+    /// When the call must end; `None` outside of one.
+    deadline: Option<Instant>,
     evaluated: Arc<Mutex<Evaluated>>,
 }
 
@@ -137,8 +157,9 @@ impl Evaluator {
             project,
             usage,
             mode: Mode::Auto,
-            given: BTreeMap::new(),
-            published: HashMap::new(),
+            given: Arc::default(),
+            published: Arc::default(),
+            deadline: None,
             evaluated: Arc::default(),
         }
     }
@@ -155,22 +176,40 @@ impl Evaluator {
     /// `charges` has columns of [`WindowCharges`] and `window_start`, `window_end`.
     #[must_use]
     pub fn with_charges(mut self, table: &str, charges: RecordBatch) -> Self {
-        self.given.insert(table.to_owned(), charges);
+        Arc::make_mut(&mut self.given).insert(table.to_owned(), charges);
         self
     }
 
     /// The same, reading these charges of a rule's published windows as they are, whatever the rule would give now.
     #[must_use]
     pub fn with_published(mut self, rule: &str, charges: Vec<WindowCharges>) -> Self {
-        self.published.entry(rule.to_owned()).or_default().extend(charges.into_iter().map(|charges| (charges.window, charges.charges)));
+        let published = Arc::make_mut(&mut self.published).entry(rule.to_owned()).or_default();
+        published.extend(charges.into_iter().map(|charges| (charges.window, charges.charges)));
         self
     }
 
     /// The charges of each window, in the order of `windows`.
     ///
     /// # Errors
-    /// [`RateError`] names rule, window and, where it can be found, the subject or customer.
+    /// [`RateError`] names rule, window and, where it can be found, the customer and the subject.
     pub async fn evaluate(&self, rule: &Rule, windows: &[Window]) -> Result<Vec<WindowCharges>, RateError> {
+        let limit = self.limits.evaluation_max;
+        // A rule that another reads has what is left of that one's time.
+        let Some(deadline) = self.deadline.or_else(|| Instant::now().checked_add(limit)) else {
+            return self.evaluate_in_time(rule, windows).await;
+        };
+        let timed = Self { deadline: Some(deadline), ..self.clone() };
+        timeout_at(deadline, timed.evaluate_in_time(rule, windows)).await.unwrap_or_else(|_| {
+            let windows = match windows {
+                [first, .., last] => format!("{} windows ({first}, …, {last})", windows.len()),
+                [one] => format!("window {one}"),
+                [] => "no window".to_owned(),
+            };
+            Err(RateError::TimeLimit { rule: rule.name.clone(), windows, limit })
+        })
+    }
+
+    async fn evaluate_in_time(&self, rule: &Rule, windows: &[Window]) -> Result<Vec<WindowCharges>, RateError> {
         let mut results: HashMap<Window, RecordBatch> = HashMap::with_capacity(windows.len());
         if rule.reads_itself() && !self.given.contains_key(&format!("earlier.{}", rule.name)) {
             self.in_sequence(rule, windows, &mut results).await?;
@@ -277,7 +316,9 @@ impl Evaluator {
             let shaper = Shaper { rule, window };
             let whole = match outputs.as_slice() {
                 [one] => one.clone(),
-                [first, ..] => concat_batches(&first.schema(), &outputs).map_err(|error| shaper.failed("?", error.to_string()))?,
+                [first, ..] => {
+                    concat_batches(&first.schema(), &outputs).map_err(|error| shaper.failed(Blame::default(), error.to_string()))?
+                }
                 [] => continue,
             };
             results.insert(window, shaper.shape(&whole)?);
@@ -288,7 +329,7 @@ impl Evaluator {
 
 fn root_message(error: &DataFusionError) -> String {
     let message = error.find_root().strip_backtrace();
-    ["Execution error: ", "Compute error: ", "Arrow error: ", "Error during planning: "]
+    ["Execution error: ", "Arrow error: ", "Compute error: ", "Error during planning: "]
         .iter()
         .fold(message, |message, prefix| message.strip_prefix(prefix).map(str::to_owned).unwrap_or(message))
 }

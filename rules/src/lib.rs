@@ -30,7 +30,7 @@ mod tree;
 mod window_set;
 
 pub use diagnostics::{Diagnostic, Diagnostics};
-pub use evaluate::{Evaluator, Mode, RateError, WindowCharges};
+pub use evaluate::{Blame, Evaluator, Mode, RateError, WindowCharges};
 pub use project::RuleProject;
 pub use reference::{ReferenceData, ReferenceTable};
 pub use rule::{OutputColumn, Reach, Rule, RuleOptions, RuleWindow};

@@ -2,29 +2,41 @@
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
+use std::time::Duration;
 
 use datafusion::common::Result;
+use datafusion::common::config::ConfigOptions;
+use datafusion::common::tree_node::{Transformed, TreeNode};
 use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
 use datafusion::execution::memory_pool::{FairSpillPool, TrackConsumersPool};
 use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
 use datafusion::execution::session_state::SessionStateBuilder;
 use datafusion::execution::{SessionState, SessionStateDefaults};
+use datafusion::physical_optimizer::PhysicalOptimizerRule;
+use datafusion::physical_plan::ExecutionPlan;
+use datafusion::physical_plan::coop::CooperativeExec;
 use datafusion::prelude::{SessionConfig, SessionContext};
 
 use crate::{functions, planning};
 
-/// Memory and parallelism of sessions.
+/// Memory, parallelism and time of sessions.
 #[derive(Debug, Clone)]
 pub struct SessionLimits {
     /// Bytes that a query's operators may hold.
     pub memory_bytes: usize,
     /// Partitions of a query.
     pub partitions: usize,
+    /// How long one call of the evaluator may take, with the rules that the rule reads.
+    pub evaluation_max: Duration,
 }
 
 impl Default for SessionLimits {
     fn default() -> Self {
-        Self { memory_bytes: 2 << 30, partitions: std::thread::available_parallelism().map_or(1, NonZeroUsize::get) }
+        Self {
+            memory_bytes: 2 << 30,
+            partitions: std::thread::available_parallelism().map_or(1, NonZeroUsize::get),
+            evaluation_max: Duration::from_secs(600),
+        }
     }
 }
 
@@ -65,10 +77,34 @@ fn state(runtime: Arc<RuntimeEnv>, limits: &SessionLimits) -> SessionState {
         .with_config(config)
         .with_analyzer_rules(planning::analyzer_rules())
         .with_optimizer_rules(planning::optimizer_rules())
+        .with_physical_optimizer_rule(Arc::new(YieldingJoins))
         .with_runtime_env(runtime)
         .with_scalar_functions(functions::scalar_functions())
         .with_aggregate_functions(functions::aggregate_functions())
         .with_window_functions(functions::window_functions())
         .with_expr_planners(planners)
         .build()
+}
+
+/// Joins let go of the thread now and then: a small input can be joined to billions of rows, in which no scan would
+/// yield, and the time limit of an evaluation would never be seen.
+#[derive(Debug)]
+struct YieldingJoins;
+
+impl PhysicalOptimizerRule for YieldingJoins {
+    fn name(&self) -> &str {
+        "YieldingJoins"
+    }
+
+    fn optimize(&self, plan: Arc<dyn ExecutionPlan>, _: &ConfigOptions) -> Result<Arc<dyn ExecutionPlan>> {
+        let wrapped = plan.transform_up(|plan| {
+            let grows = plan.name().ends_with("JoinExec") || plan.name() == "UnnestExec";
+            Ok(if grows { Transformed::yes(Arc::new(CooperativeExec::new(plan)) as _) } else { Transformed::no(plan) })
+        });
+        Ok(wrapped?.data)
+    }
+
+    fn schema_check(&self) -> bool {
+        true
+    }
 }

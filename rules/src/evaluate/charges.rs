@@ -97,7 +97,7 @@ impl Evaluator {
 
 fn failed(rule: &str, error: &arrow::error::ArrowError) -> RateError {
     let window = Window { start: 0, end: 0 };
-    RateError::Charge { rule: rule.to_owned(), window, customer: "?".to_owned(), message: error.to_string() }
+    RateError::Charge { rule: rule.to_owned(), window, blame: Box::default(), message: error.to_string() }
 }
 
 /// The charges in the columns of `schema`, with their window.

@@ -56,7 +56,7 @@ impl LiftedError {
             Self::NotLifted(NotLifted::Error(error)) => root_message(&error),
         };
         let window = set.targets().first().map_or(ratemill_schemas::Window { start: 0, end: 0 }, |target| target.window);
-        RateError::Query { rule: rule.name.clone(), window, culprit: String::new(), message }
+        RateError::Query { rule: rule.name.clone(), window, blame: Box::default(), message }
     }
 }
 
@@ -81,6 +81,7 @@ pub(super) async fn run(
                 return Err(LiftedError::Rate(RateError::FanOut {
                     rule: rule.name.clone(),
                     window: target.map_or(ratemill_schemas::Window { start: 0, end: 0 }, |target| target.window),
+                    blame: Box::default(),
                     usage_source: text(1),
                     id: text(2),
                     table: check.table.clone(),

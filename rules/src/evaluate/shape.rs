@@ -11,6 +11,7 @@ use ratemill_schemas::time::format_instant;
 use ratemill_schemas::{Currency, Window, WindowSpec};
 
 use super::RateError;
+use super::blame::Blame;
 use crate::rule::Rule;
 
 /// Brings a rule's output into the columns of the ledger and checks every row.
@@ -44,20 +45,36 @@ pub fn stored_type(data_type: &DataType) -> DataType {
 impl Shaper<'_> {
     /// Charges of a billing period are those of its contract.
     pub(super) fn of_contract(&self, output: &RecordBatch, contract: &str) -> Result<(), RateError> {
+        let blame = |row: Option<usize>| Blame { contract: Some(contract.to_owned()), ..self.whose(output, row) };
         let Some(found) = output.column_by_name("contract_id") else {
-            return Err(self.failed("?", "a rule of billing periods returns contract_id, which says whose period it is".to_owned()));
+            let message = "a rule of billing periods returns contract_id, which says whose period it is";
+            let blame = Blame { contract: Some(contract.to_owned()), ..Blame::default() };
+            return Err(self.failed(blame, message.to_owned()));
         };
-        let found = self.convert("contract_id", found, &DataType::Utf8)?;
-        match found.as_string::<i32>().iter().find(|found| *found != Some(contract)) {
-            Some(other) => {
-                let other = other.map_or_else(|| "null".to_owned(), |other| format!("`{other}`"));
-                Err(self.failed(
-                    "?",
-                    format!("contract_id is {other} in the billing period of contract `{contract}`; return the contract's own id"),
-                ))
+        let found = convert_rows("contract_id", found, &DataType::Utf8).map_err(|(row, message)| self.failed(blame(row), message))?;
+        match found.as_string::<i32>().iter().position(|found| found != Some(contract)) {
+            Some(row) => {
+                let other = found.as_string::<i32>();
+                let other = if other.is_null(row) { "null".to_owned() } else { format!("`{}`", other.value(row)) };
+                let message =
+                    format!("contract_id is {other} in the billing period of contract `{contract}`; return the contract's own id");
+                Err(self.failed(blame(Some(row)), message))
             }
             None => Ok(()),
         }
+    }
+
+    /// Whose the charge in a row of the query's output is.
+    fn whose(&self, output: &RecordBatch, row: Option<usize>) -> Blame {
+        let Some(row) = row else { return Blame::default() };
+        let text = |name: &str| {
+            let column = output.column_by_name(name)?.slice(row, 1);
+            let text = arrow::compute::cast(&column, &DataType::Utf8).ok()?;
+            text.is_valid(0).then(|| text.as_string::<i32>().value(0).to_owned()).filter(|text| !text.trim().is_empty())
+        };
+        let by_contract = self.rule.options.window == WindowSpec::BillingPeriod;
+        let customer = text("customer_id");
+        Blame { contract: text("contract_id").filter(|_| by_contract || customer.is_none()), customer, subject: None }
     }
 
     /// No charges, in the columns of the rule.
@@ -69,10 +86,13 @@ impl Shaper<'_> {
     pub(super) fn shape(&self, batch: &RecordBatch) -> Result<RecordBatch, RateError> {
         let mut fields = Vec::new();
         let mut columns: Vec<ArrayRef> = Vec::new();
+        let converted = |name: &str, column: &ArrayRef, to: &DataType| {
+            convert_rows(name, column, to).map_err(|(row, message)| self.failed(self.whose(batch, row), message))
+        };
         for name in CHARGE_COLUMNS {
             let data_type = if matches!(name, "amount" | "quantity" | "unit_price") { DECIMAL } else { DataType::Utf8 };
             let column = match batch.column_by_name(name) {
-                Some(column) => self.convert(name, column, &data_type)?,
+                Some(column) => converted(name, column, &data_type)?,
                 None => arrow::array::new_null_array(&data_type, batch.num_rows()),
             };
             fields.push(Field::new(name, data_type, true));
@@ -81,32 +101,15 @@ impl Shaper<'_> {
         for output in self.rule.further_columns() {
             let data_type = stored_type(&output.data_type);
             columns.push(match batch.column_by_name(&output.name) {
-                Some(column) => self.convert(&output.name, column, &data_type)?,
+                Some(column) => converted(&output.name, column, &data_type)?,
                 None => arrow::array::new_null_array(&data_type, batch.num_rows()),
             });
             fields.push(Field::new(&output.name, data_type, true));
         }
-        let shaped = RecordBatch::try_new(Arc::new(Schema::new(fields)), columns).map_err(|error| self.failed("?", error.to_string()))?;
+        let shaped = RecordBatch::try_new(Arc::new(Schema::new(fields)), columns)
+            .map_err(|error| self.failed(Blame::default(), error.to_string()))?;
         self.check(&shaped)?;
         Ok(shaped)
-    }
-
-    fn convert(&self, name: &str, column: &ArrayRef, to: &DataType) -> Result<ArrayRef, RateError> {
-        if let DataType::Decimal128(_, scale) = column.data_type()
-            && *to == DECIMAL
-            && *scale > ratemill_schemas::decimal::SCALE
-        {
-            return Err(self.failed("?", format!("`{name}` has {scale} places; round it to 18")));
-        }
-        if let Some(lists) = column.as_list_opt::<i32>() {
-            return lists_as_json(lists).map_err(|error| self.failed("?", format!("`{name}`: {error}")));
-        }
-        if *to == DECIMAL && column.data_type().is_string() {
-            // A cast would round what does not fit.
-            return Err(self.failed("?", format!("`{name}` is a text; it must be an exact number")));
-        }
-        let options = arrow::compute::CastOptions { safe: false, ..Default::default() };
-        arrow::compute::cast_with_options(column, to, &options).map_err(|error| self.failed("?", format!("`{name}`: {error}")))
     }
 
     fn check(&self, charges: &RecordBatch) -> Result<(), RateError> {
@@ -117,6 +120,7 @@ impl Shaper<'_> {
         let mut valid_currencies: HashMap<&str, ()> = HashMap::new();
         for row in 0..charges.num_rows() {
             let customer = if customers.is_null(row) { "?" } else { customers.value(row) };
+            let failed = |message: String| self.failed(self.whose(charges, Some(row)), message);
             let contract_missing = self.rule.options.window == WindowSpec::BillingPeriod && text(1).is_null(row);
             for (name, null) in [
                 ("contract_id", contract_missing),
@@ -126,27 +130,26 @@ impl Shaper<'_> {
                 ("amount", amounts.is_null(row)),
             ] {
                 if null {
-                    return Err(self.failed(
-                        customer,
-                        format!("`{name}` is null; every charge has one (a sum over no rows is null: write coalesce(sum(…), 0))"),
-                    ));
+                    return Err(failed(format!(
+                        "`{name}` is null; every charge has one (a sum over no rows is null: write coalesce(sum(…), 0))"
+                    )));
                 }
             }
             for (name, value) in [("customer_id", customer), ("item", items.value(row))] {
                 if value.trim().is_empty() {
-                    return Err(self.failed(customer, format!("`{name}` is empty; every charge has one")));
+                    return Err(failed(format!("`{name}` is empty; every charge has one")));
                 }
             }
             let currency = currencies.value(row);
             if !valid_currencies.contains_key(currency) {
-                currency.parse::<Currency>().map_err(|error| self.failed(customer, error.to_string()))?;
+                currency.parse::<Currency>().map_err(|error| failed(error.to_string()))?;
                 valid_currencies.insert(currency, ());
             }
             for column in charges.columns() {
                 if let DataType::Decimal128(..) = column.data_type() {
                     let decimals = column.as_primitive::<Decimal128Type>();
                     if decimals.is_valid(row) {
-                        Decimal::from_raw(decimals.value(row)).map_err(|error| self.failed(customer, format!("a decimal {error}")))?;
+                        Decimal::from_raw(decimals.value(row)).map_err(|error| failed(format!("a decimal {error}")))?;
                     }
                 }
             }
@@ -157,15 +160,42 @@ impl Shaper<'_> {
                     show(amounts.value(other)),
                     show(amounts.value(row)),
                 );
-                return Err(self.failed(customer, message));
+                return Err(failed(message));
             }
         }
         Ok(())
     }
 
-    pub(super) fn failed(&self, customer: &str, message: String) -> RateError {
-        RateError::Charge { rule: self.rule.name.clone(), window: self.window, customer: customer.to_owned(), message }
+    pub(super) fn failed(&self, blame: Blame, message: String) -> RateError {
+        RateError::Charge { rule: self.rule.name.clone(), window: self.window, blame: Box::new(blame), message }
     }
+}
+
+/// The column in another type; or why it has none, and the first row for which that is so, unless it is so for any.
+fn convert_rows(name: &str, column: &ArrayRef, to: &DataType) -> Result<ArrayRef, (Option<usize>, String)> {
+    convert(name, column, to).map_err(|message| {
+        let fails = |start: usize, rows: usize| convert(name, &column.slice(start, rows), to).is_err();
+        let row = (0..column.len()).find(|row| fails(*row, 1)).filter(|_| !fails(0, 0));
+        (row, message)
+    })
+}
+
+fn convert(name: &str, column: &ArrayRef, to: &DataType) -> Result<ArrayRef, String> {
+    if let DataType::Decimal128(_, scale) = column.data_type()
+        && *to == DECIMAL
+        && *scale > ratemill_schemas::decimal::SCALE
+    {
+        return Err(format!("`{name}` has {scale} places; round it to 18"));
+    }
+    if let Some(lists) = column.as_list_opt::<i32>() {
+        return lists_as_json(lists).map_err(|error| format!("`{name}`: {error}"));
+    }
+    if *to == DECIMAL && column.data_type().is_string() {
+        // A cast would round what does not fit.
+        return Err(format!("`{name}` is a text; it must be an exact number"));
+    }
+    let options = arrow::compute::CastOptions { safe: false, ..Default::default() };
+    arrow::compute::cast_with_options(column, to, &options).map_err(|error| format!("`{name}`: {error}"))
 }
 
 /// Each list as JSON text: structs as objects, decimals as exact text, nulls left out.

@@ -1,5 +1,6 @@
 //! One window at a time: what a rule means.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, AsArray, RecordBatch, TimestampMicrosecondArray};
@@ -14,21 +15,23 @@ use datafusion::sql::parser::Statement as PlanStatement;
 use ratemill_schemas::Window;
 use sqlparser::ast::{Query, Statement};
 
+use super::blame::{Blame, Customers, Part, blame};
 use super::charges::Upstream;
-use super::{Evaluator, RateError, root_message};
+use super::{Evaluator, RateError};
 use crate::functions;
 use crate::inputs::{Input, window_schema};
+use crate::reference::ReferenceTable;
 use crate::rule::Rule;
 use crate::session::session;
 use crate::window_set::{Target, WindowSet};
 
 /// Everything that one run of the query sees.
-struct Run<'a> {
-    evaluator: &'a Evaluator,
-    rule: &'a Rule,
+pub(super) struct Run<'a> {
+    pub(super) evaluator: &'a Evaluator,
+    pub(super) rule: &'a Rule,
     set: &'a WindowSet,
-    target: &'a Target,
-    upstream: &'a Upstream,
+    pub(super) target: &'a Target,
+    pub(super) upstream: &'a Upstream,
 }
 
 /// The output of the query for one target.
@@ -43,63 +46,65 @@ pub(super) async fn run(
     if !rule.options.fan_out_allowed {
         run.refuse_fan_out().await?;
     }
-    match run.query(&rule.query, None).await {
-        Ok(batch) => Ok(batch),
-        Err(error) => {
-            let culprit = if rule.reads_usage { run.culprit().await } else { None };
-            let culprit = culprit.map_or_else(String::new, |subject| format!(", subject `{subject}`"));
-            Err(RateError::Query { rule: rule.name.clone(), window: target.window, culprit, message: root_message(&error) })
-        }
-    }
+    run.rated(&rule.query).await
 }
 
 impl Run<'_> {
     async fn refuse_fan_out(&self) -> Result<(), RateError> {
         for check in &self.rule.fan_out {
-            let found = self.query(&check.query, None).await.map_err(|error| RateError::Query {
-                rule: self.rule.name.clone(),
-                window: self.target.window,
-                culprit: String::new(),
-                message: root_message(&error),
-            })?;
+            let found = self.rated(&check.query).await?;
             if found.num_rows() > 0 {
                 let text = |index: usize| found.column(index).as_string::<i32>().value(0).to_owned();
-                return Err(RateError::FanOut {
-                    rule: self.rule.name.clone(),
-                    window: self.target.window,
-                    usage_source: text(0),
-                    id: text(1),
-                    table: check.table.clone(),
-                });
+                let (usage_source, id) = (text(0), text(1));
+                let blame = Box::new(self.blame_of_event(&check.query, &usage_source, &id).await);
+                let (rule, window, table) = (self.rule.name.clone(), self.target.window, check.table.clone());
+                return Err(RateError::FanOut { rule, window, blame, usage_source, id, table });
             }
         }
         Ok(())
     }
 
-    /// The one subject whose usage makes the query fail: halves the subjects until one is left.
-    async fn culprit(&self) -> Option<String> {
-        let query = &self.rule.query;
-        let context = self.context(None).ok()?;
-        let batches = context.sql("SELECT DISTINCT subject FROM usage ORDER BY subject").await.ok()?.collect().await.ok()?;
-        let mut subjects: Vec<String> = batches
-            .iter()
-            .flat_map(|batch| batch.column(0).as_string::<i32>().iter().flatten().map(str::to_owned).collect::<Vec<_>>())
-            .collect();
-        while subjects.len() > 1 {
-            let right = subjects.split_off(subjects.len() / 2);
-            if self.query(query, Some(&subjects)).await.is_ok() {
-                if self.query(query, Some(&right)).await.is_ok() {
-                    return None;
-                }
-                subjects = right;
+    async fn rated(&self, query: &Query) -> Result<RecordBatch, RateError> {
+        match self.query(query, None).await {
+            Ok(batch) => Ok(batch),
+            Err(error) => {
+                let (blame, message) = blame(self, query, &error).await;
+                Err(RateError::Query { rule: self.rule.name.clone(), window: self.target.window, blame: Box::new(blame), message })
             }
         }
-        let subject = subjects.pop()?;
-        self.query(query, Some(std::slice::from_ref(&subject))).await.is_err().then_some(subject)
     }
 
-    async fn query(&self, query: &Query, subjects: Option<&[String]>) -> Result<RecordBatch, DataFusionError> {
-        let context = self.context(subjects)?;
+    /// Whose an event is.
+    async fn blame_of_event(&self, query: &Query, source: &str, id: &str) -> Blame {
+        let column = |name: &str| Expr::Column(Column::from_name(name));
+        let event = column("source").eq(lit(source)).and(column("id").eq(lit(id)));
+        let subject = self.subjects_where(Some(event), None).await.ok().and_then(|mut subjects| subjects.pop());
+        let customers = Customers::of(self, query).ok();
+        let customer = customers.zip(subject.as_ref()).and_then(|(customers, subject)| customers.owner_of(subject).map(str::to_owned));
+        Blame { contract: self.target.contract.clone(), customer, subject }
+    }
+
+    /// The subjects whose usage a run sees, in order.
+    pub(super) async fn subjects(&self, part: Option<Part<'_>>) -> Result<Vec<String>, DataFusionError> {
+        self.subjects_where(None, part).await
+    }
+
+    async fn subjects_where(&self, event: Option<Expr>, part: Option<Part<'_>>) -> Result<Vec<String>, DataFusionError> {
+        let mut subjects = BTreeSet::new();
+        let opening = (!self.rule.options.carry.is_empty() && event.is_none()).then(|| self.opening(part));
+        for rows in std::iter::once(self.usage(part)).chain(opening) {
+            let subject = vec![Expr::Column(Column::from_name("subject"))];
+            let rows = LogicalPlanBuilder::from(rows?).filter(event.clone().unwrap_or_else(|| lit(true)))?.project(subject)?.distinct()?;
+            let batches = self.context(part)?.execute_logical_plan(rows.build()?).await?.collect().await?;
+            for batch in &batches {
+                subjects.extend(batch.column(0).as_string::<i32>().iter().flatten().map(str::to_owned));
+            }
+        }
+        Ok(subjects.into_iter().collect())
+    }
+
+    pub(super) async fn query(&self, query: &Query, part: Option<Part<'_>>) -> Result<RecordBatch, DataFusionError> {
+        let context = self.context(part)?;
         let statement = PlanStatement::Statement(Box::new(Statement::Query(Box::new(query.clone()))));
         let plan = context.state().statement_to_plan(statement).await?;
         let schema = Arc::clone(plan.schema().inner());
@@ -110,33 +115,38 @@ impl Run<'_> {
         }
     }
 
-    /// A session in which every windowed table holds what belongs to the target.
-    fn context(&self, subjects: Option<&[String]>) -> Result<SessionContext, DataFusionError> {
+    /// A session in which every windowed table holds what belongs to the target, and to `part`.
+    fn context(&self, part: Option<Part<'_>>) -> Result<SessionContext, DataFusionError> {
         let evaluator = self.evaluator;
         let context = session(Arc::clone(&evaluator.runtime), &evaluator.limits);
         functions::register_reference_functions(&context, &evaluator.project.reference)?;
         self.rule.inputs.register(&context, |input, schema| {
             let rows = match input {
-                Input::Usage => return Ok(Arc::new(ViewTable::new(self.usage(subjects)?, None))),
-                Input::Opening => return Ok(Arc::new(ViewTable::new(self.opening(subjects)?, None))),
+                Input::Usage => return Ok(Arc::new(ViewTable::new(self.usage(part)?, None))),
+                Input::Opening => return Ok(Arc::new(ViewTable::new(self.opening(part)?, None))),
                 Input::BillingWindow => {
                     let window = self.target.window;
                     let bound = |instant| Arc::new(TimestampMicrosecondArray::from(vec![instant]).with_timezone("UTC")) as ArrayRef;
                     RecordBatch::try_new(window_schema(), vec![bound(window.start), bound(window.end)])?
                 }
                 Input::Upstream(_) | Input::Earlier(_) => match self.upstream.get(input) {
-                    Some(charges) => self.charges(charges, matches!(input, Input::Earlier(_)))?,
+                    Some(charges) => left(part, self.charges(charges, matches!(input, Input::Earlier(_)))?)?,
                     None => RecordBatch::new_empty(Arc::clone(schema)),
                 },
             };
             Ok(Arc::new(MemTable::try_new(Arc::clone(schema), vec![vec![rows]])?))
         })?;
         for table in evaluator.project.reference.tables() {
-            let rows = if table.name() == "contracts" { self.contracts(table.batch())? } else { table.batch().clone() };
+            let rows = left(part, self.reference_rows(table)?)?;
             let provider = MemTable::try_new(table.schema(), vec![vec![rows]])?;
             context.register_table(TableReference::bare(table.name()), Arc::new(provider))?;
         }
         Ok(context)
+    }
+
+    /// The rows of a reference table that belong to the target.
+    pub(super) fn reference_rows(&self, table: &ReferenceTable) -> Result<RecordBatch, DataFusionError> {
+        if table.name() == "contracts" { self.contracts(table.batch()) } else { Ok(table.batch().clone()) }
     }
 
     /// Of a billing period, the rows of its contract that are valid in it.
@@ -163,7 +173,7 @@ impl Run<'_> {
     }
 
     /// The charges of windows inside the target, or of those in its history.
-    fn charges(&self, charges: &RecordBatch, earlier: bool) -> Result<RecordBatch, DataFusionError> {
+    pub(super) fn charges(&self, charges: &RecordBatch, earlier: bool) -> Result<RecordBatch, DataFusionError> {
         let bound = |index: usize| charges.column(index).as_primitive::<TimestampMicrosecondType>();
         let (starts, ends) = (bound(0), bound(1));
         let contracts = charges.column_by_name("contract_id").map(AsArray::as_string::<i32>);
@@ -183,7 +193,7 @@ impl Run<'_> {
         Ok(filter_record_batch(charges, &mask)?)
     }
 
-    fn usage(&self, subjects: Option<&[String]>) -> Result<LogicalPlan, DataFusionError> {
+    fn usage(&self, part: Option<Part<'_>>) -> Result<LogicalPlan, DataFusionError> {
         let Window { start, end } = self.target.window;
         let mut filter = between(start, end);
         if let (Some(contract), Some(periods)) = (&self.target.contract, self.set.periods()) {
@@ -194,11 +204,11 @@ impl Run<'_> {
             });
             filter = filter.and(spans.reduce(Expr::or).unwrap_or_else(|| lit(false)));
         }
-        self.scan(filter, subjects)
+        self.scan(filter, part)
     }
 
     /// The last event of each key before the window.
-    fn opening(&self, subjects: Option<&[String]>) -> Result<LogicalPlan, DataFusionError> {
+    fn opening(&self, part: Option<Part<'_>>) -> Result<LogicalPlan, DataFusionError> {
         let mut filter = before(self.target.window.start);
         if let (Some(contract), Some(periods)) = (&self.target.contract, self.set.periods()) {
             // What a subject had under another contract is that contract's.
@@ -207,7 +217,7 @@ impl Run<'_> {
             let belongs = Expr::Column(Column::from_name("subject")).in_list(of_contract, false);
             filter = filter.and(if none { lit(false) } else { belongs });
         }
-        let before = self.scan(filter, subjects)?;
+        let before = self.scan(filter, part)?;
         let column = |name: &str| Expr::Column(Column::from_name(name));
         let columns: Vec<Expr> = before.schema().fields().iter().map(|field| column(field.name())).collect();
         let number = row_number()
@@ -222,14 +232,21 @@ impl Run<'_> {
             .build()
     }
 
-    fn scan(&self, mut filter: Expr, subjects: Option<&[String]>) -> Result<LogicalPlan, DataFusionError> {
-        if let Some(subjects) = subjects {
-            let wanted = subjects.iter().map(|subject| lit(subject.as_str())).collect();
-            filter = filter.and(Expr::Column(Column::from_name("subject")).in_list(wanted, false));
+    fn scan(&self, filter: Expr, part: Option<Part<'_>>) -> Result<LogicalPlan, DataFusionError> {
+        let provider = provider_as_source(Arc::clone(&self.evaluator.usage));
+        let usage = LogicalPlanBuilder::scan(TableReference::bare("usage"), provider, None)?.filter(filter)?;
+        match part {
+            Some(part) => part.usage(usage)?.build(),
+            None => usage.build(),
         }
-        LogicalPlanBuilder::scan(TableReference::bare("usage"), provider_as_source(Arc::clone(&self.evaluator.usage)), None)?
-            .filter(filter)?
-            .build()
+    }
+}
+
+/// The rows that `part` leaves.
+fn left(part: Option<Part<'_>>, rows: RecordBatch) -> Result<RecordBatch, DataFusionError> {
+    match part {
+        Some(part) => part.rows(rows),
+        None => Ok(rows),
     }
 }
 
