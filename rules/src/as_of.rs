@@ -509,6 +509,10 @@ impl VisitorMut for Rewriter<'_> {
         }
         self.plain.post_visit_expr(expr)
     }
+
+    fn post_visit_select(&mut self, select: &mut Select) -> ControlFlow<()> {
+        self.plain.post_visit_select(select)
+    }
 }
 
 /// `valid_from <= instant AND (valid_to IS NULL OR instant < valid_to)`; an empty `valid_from` is open, too.

@@ -1,5 +1,7 @@
 //! What must be true of a rule before it runs: known tables and functions, exact types, the required columns.
 
+mod currencies;
+mod frames;
 mod functions;
 mod identity;
 mod plan;
@@ -64,6 +66,7 @@ impl Reading<'_> {
 pub(crate) fn query(query: &Query, reading: &mut Reading<'_>) {
     tables::check(query, reading);
     syntax::check(query, reading);
+    frames::check(query, reading);
 }
 
 /// What the check learns of a rule.
@@ -123,6 +126,7 @@ pub(crate) async fn output(
     // Coercion adds casts and floats of its own; what stands in the text was found before.
     plan::expressions(&analyzed, reading);
     plan::floats(&optimized, reading);
+    currencies::check(&plan, written, reading);
     let output: Vec<OutputColumn> = analyzed
         .schema()
         .fields()

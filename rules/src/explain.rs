@@ -7,8 +7,10 @@ use std::sync::Arc;
 use arrow::datatypes::DataType;
 use datafusion::common::{Column, DataFusionError};
 use datafusion::datasource::MemTable;
+use datafusion::logical_expr::utils::grouping_set_to_exprlist;
 use datafusion::logical_expr::{Expr, LogicalPlan};
 use datafusion::sql::parser::Statement as PlanStatement;
+use ratemill_schemas::decimal::DECIMAL;
 use ratemill_schemas::time::format_instant;
 use ratemill_schemas::{UsageSchema, WindowSpec};
 use serde::Serialize;
@@ -94,7 +96,8 @@ pub async fn explain(project: &Arc<RuleProject>, rule: &Rule) -> Result<Explanat
             let known = ["customer_id", "contract_id", "item", "currency"].contains(&field.name().as_str());
             let further = !CHARGE_COLUMNS.contains(&field.name().as_str());
             let stored = match field.name().as_str() {
-                name if CHARGE_COLUMNS.contains(&name) && field.data_type().is_null() => DataType::Utf8,
+                "amount" | "quantity" | "unit_price" => DECIMAL,
+                name if CHARGE_COLUMNS.contains(&name) => DataType::Utf8,
                 _ => stored_type(field.data_type()),
             };
             ColumnOrigin {
@@ -206,6 +209,9 @@ fn type_name(data_type: &DataType) -> String {
     }
 }
 
+/// What an aggregate that names no column is made of.
+const COUNT: &str = "the number of rows";
+
 /// Adds the columns of tables that an output column of a plan is made of.
 fn origins(plan: &LogicalPlan, index: usize, found: &mut BTreeSet<String>) {
     let of_expr = |expr: &Expr, input: &LogicalPlan, found: &mut BTreeSet<String>| {
@@ -220,9 +226,15 @@ fn origins(plan: &LogicalPlan, index: usize, found: &mut BTreeSet<String>) {
         }
         LogicalPlan::Projection(projection) => of_expr(&projection.expr[index], &projection.input, found),
         LogicalPlan::Aggregate(aggregate) => {
-            let exprs: Vec<&Expr> = aggregate.group_expr.iter().chain(&aggregate.aggr_expr).collect();
-            if let Some(expr) = exprs.get(index) {
-                of_expr(expr, &aggregate.input, found);
+            let keys = grouping_set_to_exprlist(&aggregate.group_expr).unwrap_or_default();
+            // Grouping sets have a column of their own between keys and aggregates.
+            let groups = aggregate.schema.fields().len().saturating_sub(aggregate.aggr_expr.len());
+            match index.checked_sub(groups).and_then(|index| aggregate.aggr_expr.get(index)) {
+                Some(expr) if expr.column_refs().is_empty() => {
+                    found.insert(COUNT.to_owned());
+                }
+                Some(expr) => of_expr(expr, &aggregate.input, found),
+                None => keys.get(index).into_iter().for_each(|key| of_expr(key, &aggregate.input, found)),
             }
         }
         LogicalPlan::Window(window) => {
@@ -266,4 +278,40 @@ fn of_subqueries(expr: &Expr, found: &mut BTreeSet<String>) {
         }
         Ok(TreeNodeRecursion::Continue)
     });
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use crate::diagnostics::Diagnostics;
+    use crate::reference::ReferenceData;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn columns_are_as_they_are_stored() {
+        let rule = "CREATE MATERIALIZED VIEW calls WITH (window = 'month', effective_from = '2026-01-01') AS
+             SELECT u.subject AS customer_id, 'Calls' AS item, count(*) AS quantity, 2 * count(*) AS amount, 'GBP' AS currency,
+                    max(u.quantity) AS longest, count(*) AS calls
+             FROM usage u GROUP BY ROLLUP (u.subject)";
+        let usage = Arc::new(UsageSchema::new(Vec::new()));
+        let rules = vec![("calls.sql".to_owned(), rule.to_owned())];
+        let (project, _) = RuleProject::check(rules, ReferenceData::default(), usage, Diagnostics::default()).await.unwrap();
+        let project = Arc::new(project);
+        let explained = explain(&project, &project.rules[0]).await.unwrap();
+        let columns: Vec<String> =
+            explained.columns.iter().map(|column| format!("{} {}: {}", column.name, column.data_type, column.from.join(", "))).collect();
+        assert_eq!(
+            columns,
+            [
+                "customer_id text: usage.subject",
+                "item text: ",
+                "quantity DECIMAL(38, 18): the number of rows",
+                "amount DECIMAL(38, 18): the number of rows",
+                "currency text: ",
+                "longest DECIMAL(38, 18): usage.quantity",
+                "calls whole number: the number of rows",
+            ]
+        );
+    }
 }

@@ -12,6 +12,7 @@ mod dialect;
 pub mod evaluate;
 pub mod explain;
 pub mod functions;
+mod guards;
 mod inputs;
 mod lift;
 mod limits;

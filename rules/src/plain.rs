@@ -5,9 +5,10 @@ use std::ops::ControlFlow;
 use ratemill_schemas::Rounding;
 use sqlparser::ast::{
     BinaryOperator, CeilFloorKind, DuplicateTreatment, Expr, Function, FunctionArg, FunctionArgExpr, FunctionArgumentList,
-    FunctionArguments, Ident, ObjectName, Spanned, UnaryOperator, Value, VisitorMut,
+    FunctionArguments, Ident, Join, JoinConstraint, JoinOperator, ObjectName, Select, Spanned, UnaryOperator, Value, VisitorMut,
 };
 
+use crate::guards;
 use crate::tree::single_name;
 
 /// Writes `unique`, `ceil`, `floor`, rounding modes and negation as the planner has them.
@@ -20,8 +21,13 @@ impl VisitorMut for Plain {
     type Break = ();
 
     fn post_visit_expr(&mut self, expr: &mut Expr) -> ControlFlow<()> {
-        if let Expr::Function(function) = expr {
-            self.function(function);
+        match expr {
+            Expr::Function(function) => {
+                self.function(function);
+                guards::filtered(function);
+            }
+            Expr::Case { operand: None, conditions, .. } => conditions.iter_mut().for_each(|when| guards::condition(&mut when.condition)),
+            _ => {}
         }
         // The parser has a node of its own for these; they are exact roundings.
         let rounding = match expr {
@@ -46,6 +52,27 @@ impl VisitorMut for Plain {
             *expr = Expr::Nested(Box::new(difference));
         }
         ControlFlow::Continue(())
+    }
+
+    fn post_visit_select(&mut self, select: &mut Select) -> ControlFlow<()> {
+        for join in select.from.iter_mut().flat_map(|item| &mut item.joins) {
+            if let Some(on) = constraint_mut(join) {
+                guards::condition(on);
+            }
+        }
+        select.selection.iter_mut().chain(&mut select.having).chain(&mut select.qualify).for_each(guards::condition);
+        ControlFlow::Continue(())
+    }
+}
+
+/// The condition of a join.
+fn constraint_mut(join: &mut Join) -> Option<&mut Expr> {
+    match &mut join.join_operator {
+        JoinOperator::Join(JoinConstraint::On(on))
+        | JoinOperator::Inner(JoinConstraint::On(on))
+        | JoinOperator::Left(JoinConstraint::On(on))
+        | JoinOperator::LeftOuter(JoinConstraint::On(on)) => Some(on),
+        _ => None,
     }
 }
 

@@ -107,7 +107,9 @@ impl Selection {
             Self::Rule(name) => *name == test.model.value,
             Self::File(name) => {
                 let path = Path::new(&suite.file);
-                suite.file == *name || [path.file_name(), path.file_stem()].into_iter().flatten().any(|part| part == name.as_str())
+                suite.file == *name
+                    || suite.file.ends_with(&format!("/{name}"))
+                    || [path.file_name(), path.file_stem()].into_iter().flatten().any(|part| part == name.as_str())
             }
         }
     }
@@ -264,6 +266,7 @@ unit_tests:
         assert_eq!(select(&["rule:calls", "one"]).unwrap(), ["one", "two"]);
         assert_eq!(select(&["file:rooms"]).unwrap(), ["one", "two"]);
         assert_eq!(select(&["file:rooms.yml"]).unwrap(), ["one", "two"]);
+        assert_eq!(select(&["file:tests/rooms.yml"]).unwrap(), ["one", "two"]);
         assert_eq!(select(&["rule:cals"]).unwrap_err(), "no test is of rule `cals`; did you mean `calls`?");
         assert_eq!(select(&["file:roms"]).unwrap_err(), "there is no test file `roms`; did you mean `rooms`?");
     }

@@ -114,7 +114,7 @@ impl Case {
                 return Outcome::Refused;
             }
         };
-        let limits = SessionLimits { partitions: 1, memory_bytes: 256 << 20 };
+        let limits = SessionLimits { partitions: 1, memory_bytes: 256 << 20, ..SessionLimits::default() };
         let table = MemTable::try_new(Arc::clone(usage.stored()), vec![vec![]]).unwrap();
         let evaluator = Evaluator::new(session::runtime(&limits).unwrap(), limits, Arc::clone(&project), Arc::new(table));
         let at = parse_instant("2026-06-15T12:00:00Z").unwrap();

@@ -18,14 +18,14 @@ committed AS (
     JOIN commitments m ON m.contract_id = p.contract_id
 ),
 charged AS (
-    SELECT t.contract_id, t.amount FROM tokens t
+    SELECT t.contract_id, t.currency, t.amount FROM tokens t
     UNION ALL
-    SELECT s.contract_id, s.amount FROM storage s
+    SELECT s.contract_id, s.currency, s.amount FROM storage s
     UNION ALL
-    SELECT b.contract_id, b.amount FROM bandwidth b
+    SELECT b.contract_id, b.currency, b.amount FROM bandwidth b
 ),
 spent AS (
-    SELECT g.contract_id, sum(g.amount) AS amount FROM charged g GROUP BY g.contract_id
+    SELECT g.contract_id, g.currency, sum(g.amount) AS amount FROM charged g GROUP BY g.contract_id, g.currency
 )
 SELECT m.customer_id,
        m.contract_id,
@@ -33,5 +33,5 @@ SELECT m.customer_id,
        overage(m.amount, s.amount)     AS amount,
        m.currency
 FROM committed m
-LEFT JOIN spent s ON s.contract_id = m.contract_id
+LEFT JOIN spent s ON s.contract_id = m.contract_id AND s.currency = m.currency
 WHERE overage(m.amount, s.amount) > 0

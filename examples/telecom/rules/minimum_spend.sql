@@ -9,14 +9,14 @@ WITH holders AS (
     CROSS JOIN contracts FOR SYSTEM_TIME AS OF w.window_start AS c
 ),
 charged AS (
-    SELECT k.contract_id, k.amount FROM calls k
+    SELECT k.contract_id, k.currency, k.amount FROM calls k
     UNION ALL
-    SELECT s.contract_id, s.amount FROM sms s
+    SELECT s.contract_id, s.currency, s.amount FROM sms s
     UNION ALL
-    SELECT d.contract_id, d.amount FROM mobile_data d
+    SELECT d.contract_id, d.currency, d.amount FROM mobile_data d
 ),
 spent AS (
-    SELECT g.contract_id, sum(g.amount) AS amount FROM charged g GROUP BY g.contract_id
+    SELECT g.contract_id, g.currency, sum(g.amount) AS amount FROM charged g GROUP BY g.contract_id, g.currency
 )
 SELECT h.customer_id,
        h.contract_id,
@@ -25,5 +25,5 @@ SELECT h.customer_id,
        h.currency
 FROM holders h
 JOIN plans p      ON p.plan = h.plan
-LEFT JOIN spent s ON s.contract_id = h.contract_id
+LEFT JOIN spent s ON s.contract_id = h.contract_id AND s.currency = h.currency
 WHERE overage(p.minimum_spend, s.amount) > 0

@@ -6,7 +6,8 @@ use sqlparser::ast::{BinaryOperator, Expr, GroupByExpr, Ident, Query, Select, Se
 use super::Reading;
 use crate::rule::OutputColumn;
 use crate::tree::{
-    any, conjuncts, constraint_of, folded, is_aggregate, is_column, is_column_of, plain, selects, text_literal, usage_aliases,
+    any, conjuncts, constraint_of, folded, is_aggregate, is_column, is_column_of, is_left_join, plain, selects, table_and_alias,
+    text_literal, usage_aliases,
 };
 
 /// Columns that do not tell charges apart.
@@ -44,8 +45,25 @@ fn identity_of<'a>(select: &'a Select, output: &[OutputColumn]) -> Option<Vec<&'
     Some(returned)
 }
 
+/// Whether the row of a LEFT JOIN is wanted that finds no usage: then no event is in it.
+fn is_without(select: &Select, usage: &Ident) -> bool {
+    let is_optional = select.from.iter().flat_map(|item| &item.joins).any(|join| {
+        is_left_join(join) && table_and_alias(&join.relation).is_some_and(|(_, alias)| alias.value.eq_ignore_ascii_case(&usage.value))
+    });
+    // Every event has these.
+    let is_missing = |condition: &Expr| match condition {
+        Expr::IsNull(column) => {
+            is_column_of(column, usage)
+                && ["source", "id", "meter", "subject", "time", "quantity"].iter().any(|name| is_column(column, usage, name))
+        }
+        _ => false,
+    };
+    is_optional && select.selection.iter().flat_map(conjuncts).any(is_missing)
+}
+
 fn groups(select: &Select, returned: &[&Expr], reading: &mut Reading<'_>) {
-    let usages = usage_aliases(select);
+    let mut usages = usage_aliases(select);
+    usages.retain(|usage| !is_without(select, usage));
     let GroupByExpr::Expressions(keys, _) = &select.group_by else { return };
     let aggregates = select
         .projection
@@ -136,4 +154,36 @@ fn same_charges(first: &Select, second: &Select, output: &[OutputColumn], readin
     let message = "both SELECTs of the UNION return charges of the same customer and item";
     reading.error("identity-union", place, message, "give them different items, or sum them in one SELECT");
     true
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use ratemill_schemas::UsageSchema;
+
+    use crate::diagnostics::Diagnostics;
+    use crate::project::RuleProject;
+    use crate::reference::ReferenceData;
+
+    async fn check(condition: &str, expected: &[&str]) {
+        let rule = format!(
+            "CREATE MATERIALIZED VIEW idle WITH (window = 'month', effective_from = '2026-01-01') AS
+             SELECT 'house' AS customer_id, 'Idle' AS item, 30 AS amount, 'GBP' AS currency
+             FROM billing_window w LEFT JOIN usage u ON u.time >= w.window_start WHERE {condition}"
+        );
+        let usage = Arc::new(UsageSchema::new(Vec::new()));
+        let checked =
+            RuleProject::check(vec![("idle.sql".to_owned(), rule)], ReferenceData::default(), usage, Diagnostics::default()).await;
+        let found = checked.map_or_else(|errors| errors, |(_, warnings)| warnings);
+        assert_eq!(found.0.iter().map(|found| found.code).collect::<Vec<_>>(), expected, "{condition}");
+    }
+
+    #[tokio::test]
+    async fn a_row_without_usage_is_one_charge() {
+        check("u.id IS NULL", &[]).await;
+        check("(w.window_end IS NOT NULL) AND u.meter IS NULL", &[]).await;
+        check("u.\"end\" IS NULL", &["identity"]).await;
+        check("u.id IS NULL OR u.meter = 'x'", &["identity"]).await;
+    }
 }

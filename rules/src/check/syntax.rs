@@ -237,12 +237,13 @@ impl Syntax<'_, '_> {
             }
             if list.duplicate_treatment.is_some() && list.args.len() > 1 {
                 let place = self.source().of(expr);
-                return self.reading.error(
-                    "argument-count",
-                    place,
-                    format!("`{name}` counts the values of one expression"),
-                    "join them: count(DISTINCT a || ' ' || b)",
-                );
+                let (message, help) = match name.as_str() {
+                    "count" | "unique" => {
+                        (format!("`{name}` counts the values of one expression"), "join them: count(DISTINCT a || ' ' || b)".to_owned())
+                    }
+                    _ => (format!("`{name}` has no DISTINCT"), format!("write {name}(…) without it")),
+                };
+                return self.reading.error("argument-count", place, message, &help);
             }
         }
         if ORDERED.contains(&name.as_str()) {
@@ -411,6 +412,15 @@ impl Visitor for Syntax<'_, '_> {
             self.aggregates += 1;
         }
         if matches!(expr, Expr::Subquery(_) | Expr::Exists { .. } | Expr::InSubquery { .. }) {
+            if self.aggregates > 0 {
+                let place = self.source().of(expr);
+                let help = if matches!(expr, Expr::Subquery(_)) {
+                    "write sum(x) * (SELECT …), or join the table and name its column"
+                } else {
+                    "join the table, or say it in WHERE"
+                };
+                self.reading.error("subquery", place, "a subquery cannot stand inside an aggregate", help);
+            }
             // A query of its own groups for itself.
             self.aggregates = 0;
         }

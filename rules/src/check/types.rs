@@ -129,6 +129,7 @@ impl Expressions<'_, '_, '_> {
             }
             Expr::InList { expr: inner, list, .. } => self.same(expr, std::iter::once(inner.as_ref()).chain(list), true),
             Expr::Between { expr: inner, low, high, .. } => {
+                self.ordered(expr, &[inner.as_ref(), low.as_ref(), high.as_ref()]);
                 self.same(expr, [inner.as_ref(), low.as_ref(), high.as_ref()].into_iter(), true)
             }
             Expr::Case { conditions, else_result, .. } => {
@@ -187,7 +188,15 @@ impl Expressions<'_, '_, '_> {
         }
         if matches!(name.as_str(), "coalesce" | "greatest" | "least" | "nullif" | "nvl") {
             let arguments: Vec<Expr> = arguments(call).into_iter().cloned().collect();
+            if matches!(name.as_str(), "greatest" | "least") {
+                self.ordered(expr, &arguments.iter().collect::<Vec<_>>());
+            }
             return self.same(expr, arguments.iter(), false);
+        }
+        if matches!(name.as_str(), "min" | "max")
+            && let [value] = arguments(call).as_slice()
+        {
+            self.ordered(expr, &[value]);
         }
         let Some(signature) = signature(&name) else { return };
         let FunctionArguments::List(list) = &call.args else { return };
@@ -319,6 +328,9 @@ impl Expressions<'_, '_, '_> {
     }
 
     fn binary(&mut self, expr: &Expr, left: &Expr, op: &BinaryOperator, right: &Expr) {
+        if matches!(op, BinaryOperator::Lt | BinaryOperator::LtEq | BinaryOperator::Gt | BinaryOperator::GtEq) {
+            self.ordered(expr, &[left, right]);
+        }
         match op {
             BinaryOperator::Eq
             | BinaryOperator::NotEq
@@ -370,6 +382,21 @@ impl Expressions<'_, '_, '_> {
         }
     }
 
+    /// Texts of which the greater is asked for: those of numbers are not in the order of the numbers.
+    fn ordered(&mut self, expr: &Expr, parts: &[&Expr]) {
+        let is_text = |part: &&&Expr| self.types.of(part).is_some_and(|data_type| data_type.is_string());
+        if parts.iter().filter(is_text).count() < parts.len() {
+            return;
+        }
+        let literals: Vec<&str> = parts.iter().filter_map(|part| text_literal(part)).collect();
+        let is_number = |text: &&str| text.parse::<Decimal>().is_ok();
+        let attribute = parts.iter().find(|part| is_attribute(part));
+        let doubtful = if literals.is_empty() { attribute.is_some() } else { literals.iter().any(is_number) };
+        let Some(text) = attribute.or_else(|| parts.iter().find(|part| text_literal(part).is_none())).filter(|_| doubtful) else { return };
+        let help = format!("where these are numbers, write parse_decimal({text})");
+        self.warn(expr, "text-order", "texts are compared letter by letter: '9' is greater than '100'", &help);
+    }
+
     /// Values that are compared, or that stand for one another, are of one kind.
     fn same<'e>(&mut self, expr: &Expr, parts: impl Iterator<Item = &'e Expr>, compared: bool) {
         let typed: Vec<(&Expr, DataType)> = parts.filter_map(|part| Some((part, self.types.of(part)?))).collect();
@@ -406,6 +433,11 @@ impl Expressions<'_, '_, '_> {
             self.error(literal, "date-invalid", format!("there is no date `{text}`"), "a date is written 2026-06-30");
         }
     }
+}
+
+/// Whether it is, or is made of, a field of the event that is no column.
+fn is_attribute(expr: &Expr) -> bool {
+    crate::tree::any(expr, |part| matches!(part, Expr::CompoundFieldAccess { .. }) && part.to_string().contains("attributes["))
 }
 
 fn number_help(data_type: &DataType) -> &'static str {

@@ -1,15 +1,15 @@
-//! Rules over rules: windows of the rule that is read lie inside those of its reader, and sums are of one currency.
+//! Rules over rules: windows of the rule that is read lie inside those of its reader.
 
 use std::ops::ControlFlow;
 
 use ratemill_schemas::WindowSpec;
 use ratemill_schemas::windows::Period;
-use sqlparser::ast::{BinaryOperator, Expr, GroupByExpr, Ident, ObjectName, Query, Select, SelectItem, Spanned, Visit, Visitor};
+use sqlparser::ast::{ObjectName, Query, Spanned, Visit, Visitor};
 
 use super::Reading;
 use crate::options::OptionPlaces;
 use crate::rule::Rule;
-use crate::tree::{conjuncts, is_aggregate, is_column, relations, single_name, table_and_alias};
+use crate::tree::single_name;
 
 /// Checks what `written` reads of `rules`, which are checked already.
 pub(crate) fn check(written: &Query, places: &OptionPlaces, rules: &[Rule], reading: &mut Reading<'_>) {
@@ -44,7 +44,6 @@ pub(crate) fn check(written: &Query, places: &OptionPlaces, rules: &[Rule], read
         }
         known.push(rule);
     }
-    let _ = written.visit(&mut Currencies { reading });
 }
 
 struct Named(Vec<ObjectName>);
@@ -89,85 +88,6 @@ fn lies_inside(inner: &WindowSpec, outer: &WindowSpec) -> bool {
         (WindowSpec::Fixed { .. } | WindowSpec::Calendar { period: Period::Day, .. }, WindowSpec::BillingPeriod) => true,
         _ => false,
     }
-}
-
-struct Currencies<'r, 'a> {
-    reading: &'r mut Reading<'a>,
-}
-
-impl Visitor for Currencies<'_, '_> {
-    type Break = ();
-
-    fn pre_visit_select(&mut self, select: &Select) -> ControlFlow<()> {
-        let read: Vec<Ident> = relations(select)
-            .filter_map(table_and_alias)
-            .filter(|(table, _)| self.reading.rules.contains(table.strip_prefix("earlier.").unwrap_or(table)))
-            .map(|(_, alias)| alias)
-            .collect();
-        for alias in read {
-            if is_of_one_currency(select, &alias) {
-                continue;
-            }
-            if let Some(sum) = sum_of_amounts(select, &alias) {
-                let place = self.reading.source.of(&sum);
-                let help = format!("add {alias}.currency to GROUP BY, or convert(…) each amount");
-                self.reading.error("mixed-currencies", place, "amounts of several currencies in one sum", &help);
-            }
-        }
-        ControlFlow::Continue(())
-    }
-}
-
-/// Whether the rows of a group, or all rows, have one currency.
-fn is_of_one_currency(select: &Select, alias: &Ident) -> bool {
-    let is_currency = |expr: &Expr| is_column(expr, alias, "currency");
-    let grouped = match &select.group_by {
-        GroupByExpr::All(_) => true,
-        GroupByExpr::Expressions(keys, _) => keys.iter().any(|key| {
-            let aliased = matches!(key, Expr::Identifier(name) if name.value.eq_ignore_ascii_case("currency"));
-            // A position stands for the column that is returned there.
-            let returned = |position: &str| {
-                let item = select.projection.get(position.parse::<usize>().ok()?.checked_sub(1)?)?;
-                match item {
-                    SelectItem::UnnamedExpr(expr) | SelectItem::ExprWithAlias { expr, .. } => Some(expr),
-                    _ => None,
-                }
-            };
-            aliased || is_currency(key) || crate::tree::number_literal(key).and_then(returned).is_some_and(is_currency)
-        }),
-    };
-    let joined = select.from.iter().flat_map(|item| &item.joins).filter_map(crate::tree::constraint_of);
-    let fixed = select.selection.iter().chain(joined).flat_map(|condition| conjuncts(condition)).any(|condition| match condition {
-        Expr::BinaryOp { left, op: BinaryOperator::Eq, right } => is_currency(left) || is_currency(right),
-        _ => false,
-    });
-    // Grouped by the contract or by another column that the currency is fixed by cannot be seen here; a key of the
-    // other side that currency is equated with was found above.
-    grouped || fixed
-}
-
-fn sum_of_amounts(select: &Select, alias: &Ident) -> Option<Expr> {
-    let mut found = None;
-    let _: ControlFlow<()> = sqlparser::ast::visit_expressions(&select.projection, |expr| {
-        if let Expr::Function(call) = expr
-            && is_aggregate(expr)
-            && crate::tree::call_name(call).as_deref() == Some("sum")
-            && found.is_none()
-        {
-            let converted = crate::tree::any(
-                expr,
-                |part| matches!(part, Expr::Function(call) if crate::tree::call_name(call).as_deref() == Some("convert")),
-            );
-            let amount = crate::tree::arguments(call)
-                .first()
-                .is_some_and(|argument| crate::tree::any(argument, |part| is_column(part, alias, "amount")));
-            if amount && !converted {
-                found = Some(expr.clone());
-            }
-        }
-        ControlFlow::Continue(())
-    });
-    found
 }
 
 #[cfg(test)]

@@ -77,8 +77,13 @@ impl Operator {
             Self::Divide | Self::Modulo => left.checked_rem(right),
         };
         result.ok_or_else(|| {
-            let error = if right == 0 { DecimalError::DivisionByZero } else { DecimalError::TooLarge };
-            self.failed(&left, &right, error)
+            if right == 0 && self == Self::Modulo {
+                return self.failed(&left, &right, DecimalError::DivisionByZero);
+            }
+            ArrowError::ComputeError(format!(
+                "{left} {} {right} does not fit into a whole number, which ends at 9223372036854775807; 1.0 * x {0} y is a decimal",
+                self.symbol()
+            ))
         })
     }
 

@@ -13,6 +13,7 @@ use datafusion::execution::runtime_env::RuntimeEnv;
 use datafusion::sql::parser::{DFParser, Statement as PlanStatement};
 use ratemill_schemas::charges::{ChargeClass, schema};
 use ratemill_schemas::invoicing::InvoicingCalendar;
+use ratemill_schemas::nearest::did_you_mean;
 use sqlparser::ast::Statement;
 
 use super::diff::{Difference, Value};
@@ -65,7 +66,7 @@ impl Audit {
         let outcome = match self.rows(charges, project, runtime, limits).await {
             Ok(rows) if rows.is_empty() => TestOutcome::Passed,
             Ok(rows) => TestOutcome::Failed(rows.into_iter().map(|row| Difference::Unexpected { row }).collect()),
-            Err(error) => TestOutcome::Error(error.find_root().strip_backtrace()),
+            Err(error) => TestOutcome::Error(message(&error, project)),
         };
         let (name, file) = (self.name.clone(), self.file.clone());
         TestResult { name, model: "audit".to_owned(), file, outcome, duration_ms: milliseconds(begin) }
@@ -115,6 +116,19 @@ impl Audit {
             }
             _ => Err(DataFusionError::Plan("an audit is one SELECT".to_owned())),
         }
+    }
+}
+
+/// Why an audit cannot run, with the nearest table where it names none.
+fn message(error: &DataFusionError, project: &RuleProject) -> String {
+    let text = error.find_root().strip_backtrace().replace("datafusion.public.", "");
+    let unknown = text.split_once("table '").and_then(|(_, rest)| rest.split_once("' not found"));
+    match unknown {
+        Some((name, _)) => {
+            let tables = project.reference.tables().map(|table| table.name()).chain(["charges"]);
+            format!("there is no table `{name}`{}", did_you_mean(name, tables))
+        }
+        None => text,
     }
 }
 

@@ -108,7 +108,11 @@ pub struct CellDifference {
 
 impl fmt::Display for CellDifference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let show = |text: &Option<String>| text.clone().unwrap_or_else(|| "null".to_owned());
+        let show = |text: &Option<String>| match text {
+            Some(text) if text == "null" => "'null'".to_owned(),
+            Some(text) => text.clone(),
+            None => "null".to_owned(),
+        };
         write!(f, "{}: {} → {}", self.column, show(&self.expected), show(&self.actual))
     }
 }

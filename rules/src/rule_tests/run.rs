@@ -86,6 +86,9 @@ impl<'a> Case<'a> {
         let upstream = upstream_charges(&tables, project, &reference, &versions, &windows.into_iter().collect::<Vec<_>>())?;
         let rows =
             rows_of(test.expect.format, test.expect.rows.as_ref(), test.expect.fixture.as_deref(), place_of_text(&test.name), fixtures)?;
+        if let Some(row) = rows.iter().find(|row| row.cells.is_empty()) {
+            return Err(row.fault("a row without columns would expect any charge; name customer_id, item and amount"));
+        }
         let columns = charge_columns(&versions);
         rows.iter().try_for_each(|row| row.check_columns(&format!("rule `{model}`"), &columns))?;
         Ok(Self {

@@ -100,7 +100,14 @@ fn window_of_row(row: &TestRow, rule: &Rule, reference: &ReferenceData, same: &[
     };
     let unclear = || row.fault(format!("a charge of `{}` belongs to a window; give it a window_start", rule.name));
     match (bound("window_start")?, bound("window_end")?, same) {
-        (Some(start), Some(end), _) if start < end => Ok(Window { start, end }),
+        (Some(start), Some(end), _) if start < end => match rule.options.window.window_of(start) {
+            Ok(window) if window != (Window { start, end }) => {
+                let given = Window { start, end };
+                Err(row.fault(format!("{given} is no window of `{}`; one is {window}", rule.name)))
+            }
+            // The periods of contracts are known by their contract alone.
+            _ => Ok(Window { start, end }),
+        },
         (Some(_), Some(_), _) => Err(row.fault("window_end is not after window_start")),
         (Some(start), None, _) => match rule.options.window.window_of(start) {
             Ok(window) if window.start == start => Ok(window),

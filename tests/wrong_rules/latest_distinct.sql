@@ -1,0 +1,12 @@
+-- The last of different values.
+CREATE MATERIALIZED VIEW pages
+WITH (window = 'month', timezone = 'Europe/London', effective_from = '2026-01-01')
+AS
+SELECT c.customer_id,
+       'Pages' AS item,
+       latest(DISTINCT u.quantity, u.time) AS amount,
+       c.currency
+FROM usage u
+JOIN contracts FOR SYSTEM_TIME AS OF u.time AS c ON c.subject = u.subject
+WHERE u.meter = 'printed_page'
+GROUP BY c.customer_id, c.currency
