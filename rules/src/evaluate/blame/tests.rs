@@ -236,7 +236,7 @@ async fn one_of_many_customers_is_found_in_few_runs() {
     let mut usage = String::new();
     for number in 0..2000 {
         write!(contracts, "\ns{number},c{number},K{number},std,1,2026-01-01,").unwrap();
-        write!(usage, "s{number} 10 {}\n", if number == 1234 { 7 } else { 5 }).unwrap();
+        writeln!(usage, "s{number} 10 {}", if number == 1234 { 7 } else { 5 }).unwrap();
     }
     let query = format!("SELECT {CHARGED}, 1 / (sum(u.quantity) - 7) AS amount FROM usage u {JOINED} GROUP BY ALL");
     let rating = Rating { rules: &[("r", "", &query)], contracts: &contracts, usage: &usage, limits: SessionLimits::default() };
