@@ -22,7 +22,7 @@ const SAFE: [&str; 4] = ["abs", "ceil", "floor", "round"];
 /// Guards the arguments of an aggregate by its FILTER.
 pub(crate) fn filtered(call: &mut Function) {
     let Some(filter) = call.filter.as_mut() else { return };
-    condition(filter);
+    condition(filter, Guarded::Comparisons);
     let filter = filter.as_ref().clone();
     let FunctionArguments::List(list) = &mut call.args else { return };
     for argument in &mut list.args {
@@ -34,41 +34,48 @@ pub(crate) fn filtered(call: &mut Function) {
     }
 }
 
-/// Guards the parts of a condition by those before them.
-pub(crate) fn condition(expr: &mut Expr) {
+/// How a condition is guarded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Guarded {
+    /// The parts that can fail: WHERE and ON, whose comparisons the planner must see.
+    Parts,
+    /// Whole comparisons: where expressions may stand that GROUP BY has, which must stay as they are.
+    Comparisons,
+}
+
+/// Guards what can fail in a condition by what stands before it.
+pub(crate) fn condition(expr: &mut Expr, guarded: Guarded) {
     match expr {
-        Expr::Nested(inner) => condition(inner),
-        Expr::BinaryOp { left, op: BinaryOperator::And, right } => {
-            let mut guards = Vec::new();
-            let mut fallible = 0;
-            conjunct(left, &mut guards, &mut fallible);
-            conjunct(right, &mut guards, &mut fallible);
-        }
-        Expr::BinaryOp { left, op: BinaryOperator::Or, right } => {
-            condition(left);
-            condition(right);
-            if holds_fallible(right) && can_guard(left) {
-                let left = left.as_ref().clone();
-                wrap(right, &|value| otherwise(left.clone(), value));
-            }
+        Expr::Nested(inner) => condition(inner, guarded),
+        Expr::BinaryOp { op: op @ (BinaryOperator::And | BinaryOperator::Or), .. } => {
+            let op = op.clone();
+            term(expr, &op, guarded, &mut Vec::new(), &mut 0);
         }
         _ => {}
     }
 }
 
-/// Guards a condition that AND joins to those before it.
-fn conjunct(expr: &mut Expr, guards: &mut Vec<Expr>, fallible: &mut usize) {
+/// Guards a term that `op` joins to those before it.
+fn term(expr: &mut Expr, op: &BinaryOperator, guarded: Guarded, guards: &mut Vec<Expr>, fallible: &mut usize) {
     match expr {
-        Expr::Nested(inner) => conjunct(inner, guards, fallible),
-        Expr::BinaryOp { left, op: BinaryOperator::And, right } => {
-            conjunct(left, guards, fallible);
-            conjunct(right, guards, fallible);
+        Expr::Nested(inner) => term(inner, op, guarded, guards, fallible),
+        Expr::BinaryOp { left, op: own, right } if own == op => {
+            term(left, op, guarded, guards, fallible);
+            term(right, op, guarded, guards, fallible);
         }
         expr => {
-            condition(expr);
+            condition(expr, guarded);
             let fails = holds_fallible(expr);
-            if fails && let Some(guard) = guards.iter().cloned().reduce(and) {
-                wrap(expr, &|value| when(guard.clone(), value));
+            if fails && let Some(guard) = guards.iter().cloned().reduce(|left, right| joined(left, op, right)) {
+                let make = |value| match op {
+                    BinaryOperator::And => when(guard.clone(), value),
+                    _ => otherwise(guard.clone(), value),
+                };
+                if guarded == Guarded::Comparisons && can_guard(expr) {
+                    *expr = make(expr.clone());
+                } else {
+                    wrap(expr, &make);
+                }
             }
             if can_guard(expr) && (!fails || *fallible < FALLIBLE_GUARDS_MAX) {
                 guards.push(expr.clone());
@@ -78,9 +85,9 @@ fn conjunct(expr: &mut Expr, guards: &mut Vec<Expr>, fallible: &mut usize) {
     }
 }
 
-fn and(left: Expr, right: Expr) -> Expr {
+fn joined(left: Expr, op: &BinaryOperator, right: Expr) -> Expr {
     let nested = |expr: Expr| Box::new(Expr::Nested(Box::new(expr)));
-    Expr::BinaryOp { left: nested(left), op: BinaryOperator::And, right: nested(right) }
+    Expr::BinaryOp { left: nested(left), op: op.clone(), right: nested(right) }
 }
 
 fn when(condition: Expr, value: Expr) -> Expr {
@@ -114,7 +121,7 @@ fn is_boundary(expr: &Expr) -> bool {
 
 /// Whether computing it can fail for some row.
 fn is_fallible(expr: &Expr) -> bool {
-    let depends = any(expr, |part| matches!(part, Expr::Identifier(_) | Expr::CompoundIdentifier(_)));
+    let depends = any(expr, |part| matches!(part, Expr::Identifier(_) | Expr::CompoundIdentifier(_)) || is_aggregate(part));
     depends && can_guard(expr) && any(expr, fails)
 }
 
@@ -189,7 +196,13 @@ mod tests {
 
     fn check(text: &str, expected: &str) {
         let mut expr = parsed(text);
-        condition(&mut expr);
+        condition(&mut expr, Guarded::Parts);
+        assert_eq!(expr.to_string(), expected);
+    }
+
+    fn check_whole(text: &str, expected: &str) {
+        let mut expr = parsed(text);
+        condition(&mut expr, Guarded::Comparisons);
         assert_eq!(expr.to_string(), expected);
     }
 
@@ -219,6 +232,21 @@ mod tests {
         check("sum(a) <> 0 AND 1 / sum(a) > 2", "sum(a) <> 0 AND CASE WHEN sum(a) <> 0 THEN 1 / sum(a) END > 2");
         check("a IN (SELECT b FROM c) AND 1 / a > 2", "a IN (SELECT b FROM c) AND 1 / a > 2");
         check("a = 1 AND b > 4 / 2", "a = 1 AND b > 4 / 2");
+    }
+
+    #[test]
+    fn what_is_grouped_by_stays_as_it_is() {
+        check_whole("sum(a) > 0 AND weekday(b) <> 3", "sum(a) > 0 AND CASE WHEN sum(a) > 0 THEN weekday(b) <> 3 END");
+        check_whole("a = 0 OR 1 / a > 2", "a = 0 OR CASE WHEN a = 0 THEN NULL ELSE 1 / a > 2 END");
+    }
+
+    #[test]
+    fn many_terms_do_not_grow_without_bound() {
+        for op in [" OR ", " AND "] {
+            let mut expr = parsed(&vec!["1 / a = 2"; 40].join(op));
+            condition(&mut expr, Guarded::Parts);
+            assert!(expr.to_string().len() < 40_000, "{}", expr.to_string().len());
+        }
     }
 
     #[test]

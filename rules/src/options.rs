@@ -85,8 +85,13 @@ impl Reader<'_> {
             let text = match value {
                 Expr::Value(ValueWithSpan { value: Value::SingleQuotedString(text), .. }) => Some(text.clone()),
                 other => {
-                    let plain = other.to_string();
-                    let help = format!("write {name} = '{}'", plain.trim_matches('"'));
+                    // Of an expression it is unclear what was meant: 2026-01-01 is a subtraction.
+                    let help = match other {
+                        Expr::Value(ValueWithSpan { value: Value::Number(..), .. }) | Expr::Identifier(_) => {
+                            format!("write {name} = '{}'", other.to_string().trim_matches('"'))
+                        }
+                        _ => format!("write {name} = '…'"),
+                    };
                     self.error("option-value", value_place, format!("the value of `{name}` is a text in single quotes"), &help);
                     None
                 }
@@ -262,8 +267,9 @@ impl Reader<'_> {
     }
 
     fn history(&mut self, text: &str, place: Option<Place>) -> Option<u32> {
-        let number = text.trim_end_matches("windows").trim_end_matches("window").trim();
-        let windows = number.parse::<u32>().ok().filter(|windows| (1..=1200).contains(windows) && number.len() < text.len());
+        let number = text.strip_suffix("windows").or_else(|| text.strip_suffix("window")).unwrap_or_default().trim();
+        let is_plain = number.bytes().all(|digit| digit.is_ascii_digit());
+        let windows = number.parse::<u32>().ok().filter(|windows| is_plain && (1..=1200).contains(windows));
         if windows.is_none() {
             let message = format!("history is a number of earlier windows, up to 1200, not '{text}'");
             self.error("history", place, message, "write history = '11 windows'");
@@ -273,7 +279,12 @@ impl Reader<'_> {
 
     fn instant(&mut self, name: &str, text: &str, place: Option<Place>, timezone: &str) -> Option<i64> {
         match windows::instant_of_day(text, timezone) {
-            Ok(instant) => Some(instant),
+            Ok(instant) if instant >= 0 => Some(instant),
+            Ok(_) => {
+                let help = "windows are counted from effective_from on; write the first day that is rated";
+                self.error("option-date", place, format!("{name}: `{text}` is before 1970"), help);
+                None
+            }
             Err(message) => {
                 self.error("option-date", place, format!("{name}: {message}"), "write a date as '2026-01-01'");
                 None

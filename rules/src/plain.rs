@@ -5,11 +5,12 @@ use std::ops::ControlFlow;
 use ratemill_schemas::Rounding;
 use sqlparser::ast::{
     BinaryOperator, CeilFloorKind, DuplicateTreatment, Expr, Function, FunctionArg, FunctionArgExpr, FunctionArgumentList,
-    FunctionArguments, Ident, Join, JoinConstraint, JoinOperator, ObjectName, Select, Spanned, UnaryOperator, Value, VisitorMut,
+    FunctionArguments, Ident, Join, JoinConstraint, JoinOperator, ObjectName, Select, Spanned, TableFactor, TableWithJoins, UnaryOperator,
+    Value, VisitorMut,
 };
 
-use crate::guards;
-use crate::tree::single_name;
+use crate::guards::{self, Guarded};
+use crate::tree::{any, single_name};
 
 /// Writes `unique`, `ceil`, `floor`, rounding modes and negation as the planner has them.
 pub(crate) struct Plain {
@@ -26,7 +27,9 @@ impl VisitorMut for Plain {
                 self.function(function);
                 guards::filtered(function);
             }
-            Expr::Case { operand: None, conditions, .. } => conditions.iter_mut().for_each(|when| guards::condition(&mut when.condition)),
+            Expr::Case { operand: None, conditions, .. } => {
+                conditions.iter_mut().for_each(|when| guards::condition(&mut when.condition, Guarded::Comparisons))
+            }
             _ => {}
         }
         // The parser has a node of its own for these; they are exact roundings.
@@ -55,14 +58,38 @@ impl VisitorMut for Plain {
     }
 
     fn post_visit_select(&mut self, select: &mut Select) -> ControlFlow<()> {
+        let having = select.having.iter_mut().chain(&mut select.qualify);
+        having.for_each(|condition| guards::condition(condition, Guarded::Comparisons));
+        // A guard that names a table around a subquery would tie the subquery to it.
+        if select.selection.as_ref().is_some_and(|selection| names_tables_around(selection, &select.from)) {
+            return ControlFlow::Continue(());
+        }
         for join in select.from.iter_mut().flat_map(|item| &mut item.joins) {
             if let Some(on) = constraint_mut(join) {
-                guards::condition(on);
+                guards::condition(on, Guarded::Parts);
             }
         }
-        select.selection.iter_mut().chain(&mut select.having).chain(&mut select.qualify).for_each(guards::condition);
+        select.selection.iter_mut().for_each(|condition| guards::condition(condition, Guarded::Parts));
         ControlFlow::Continue(())
     }
+}
+
+/// Whether a condition has columns of tables that are not in its own FROM.
+fn names_tables_around(condition: &Expr, from: &[TableWithJoins]) -> bool {
+    let relations = from.iter().flat_map(|item| std::iter::once(&item.relation).chain(item.joins.iter().map(|join| &join.relation)));
+    let names: Vec<String> = relations
+        .filter_map(|relation| match relation {
+            TableFactor::Table { alias: Some(alias), .. } | TableFactor::Derived { alias: Some(alias), .. } => {
+                Some(alias.name.value.clone())
+            }
+            TableFactor::Table { name, .. } => name.0.last().and_then(|part| part.as_ident()).map(|ident| ident.value.clone()),
+            _ => None,
+        })
+        .collect();
+    any(
+        condition,
+        |part| matches!(part, Expr::CompoundIdentifier(parts) if parts.first().is_some_and(|table| !names.iter().any(|name| name.eq_ignore_ascii_case(&table.value)))),
+    )
 }
 
 /// The condition of a join.

@@ -163,7 +163,7 @@ impl WindowSpec {
     /// # Errors
     /// [`WindowError::Anchor`].
     pub fn anchored(self, day: &str) -> Result<Self, WindowError> {
-        let Some(anchor) = day.parse().ok().filter(|day| (1..=31).contains(day)) else {
+        let Some(anchor) = day.parse().ok().filter(|anchor| (1..=31).contains(anchor) && !day.starts_with('+')) else {
             return Err(WindowError::Anchor(format!("`{day}` is no day of a month; an anchor is '1' to '31'")));
         };
         match self {

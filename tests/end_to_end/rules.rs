@@ -401,6 +401,60 @@ fn a_subject_that_moves_to_another_contract_is_not_charged_under_both() {
 }
 
 #[test]
+fn a_part_is_re_rated_only_with_every_period_that_shares_its_usage() {
+    let project = Project::new("");
+    project.write(
+        "reference/contracts.toml",
+        "key = [\"subject\"]\n[columns]\nsubject = \"text\"\ncontract_id = \"text\"\ncurrency = \"text\"\nanchor_day = \"integer\"\nvalid_from = \"date\"\nvalid_to = \"date?\"\n",
+    );
+    let contracts = |rows: &[&str]| {
+        let rows: String = rows.iter().map(|row| format!("{row}\n")).collect();
+        project.write("reference/contracts.csv", &format!("contract_id,subject,currency,anchor_day,valid_from,valid_to\n{rows}"));
+    };
+    project.write(
+        "rules/energy.sql",
+        "CREATE MATERIALIZED VIEW energy WITH (window = 'billing_period', effective_from = '2026-01-01') AS
+         SELECT c.contract_id AS customer_id, c.contract_id, 'Energy' AS item, sum(u.quantity) AS amount, c.currency
+         FROM usage u JOIN contracts FOR SYSTEM_TIME AS OF u.time AS c ON c.subject = u.subject
+         WHERE u.meter = 'kwh' GROUP BY c.contract_id, c.currency",
+    );
+    contracts(&["K1,s1,EUR,1,2026-01-01,", "K2,s2,EUR,1,2026-01-01,", "K3,s3,EUR,1,2026-01-01,", "K3,s4,EUR,1,2026-01-01,"]);
+    let mut events = vec![kwh("end", "s4", "2026-04-05T00:00:00Z", "0")];
+    for month in 1..=3 {
+        for (subject, quantity) in [("s1", "1"), ("s2", "10"), ("s3", "100")] {
+            events.push(kwh(&format!("{subject}{month}"), subject, &format!("2026-0{month}-20T00:00:00Z"), quantity));
+        }
+    }
+    let file = project.write("a.ndjson", &lines(&events));
+    ok(&["rate", "-C", project.text(), "--usage", file.to_str().unwrap()]);
+    let owed = || -> Vec<String> {
+        sql(
+            project.path(),
+            "SELECT contract_id, cast(window_start AS date), sum(amount) FROM charges WHERE window_start < '2026-04-01T00:00:00Z'
+             GROUP BY 1, 2 HAVING sum(amount) <> 0 ORDER BY 1, 2",
+        )
+    };
+    let before = ["K1,2026-01-01,1", "K1,2026-02-01,1", "K1,2026-03-01,1"].map(str::to_owned);
+    assert_eq!(owed()[..3], before);
+    // s1 went to K2 in February, s3 to K1 in January: January is not asked for, the rest goes together or not at all.
+    contracts(&[
+        "K1,s1,EUR,1,2026-01-01,2026-02-10",
+        "K2,s1,EUR,1,2026-02-10,",
+        "K2,s2,EUR,1,2026-01-01,",
+        "K1,s3,EUR,1,2026-01-01,",
+        "K3,s4,EUR,1,2026-01-01,",
+    ]);
+    let re_rate = |from: &str, to: &str| ok(&["rate", "-C", project.text(), "--re-rate", "--from", from, "--to", to]);
+    let total = || sql(project.path(), "SELECT sum(amount) FROM charges");
+    re_rate("2026-02-01", "2026-04-01");
+    assert_eq!(total(), ["333"]);
+    assert_eq!(owed()[..3], ["K1,2026-01-01,1", "K1,2026-02-01,100", "K1,2026-03-01,100"]);
+    re_rate("2026-01-01", "2026-04-01");
+    assert_eq!(total(), ["333"]);
+    assert_eq!(owed()[..3], ["K1,2026-01-01,101", "K1,2026-02-01,100", "K1,2026-03-01,100"]);
+}
+
+#[test]
 fn readers_settle_against_what_was_charged_and_are_re_rated_with_it() {
     let prices = |price: &str| format!("plan,up_to,unit_price,flat_fee\nhome,,{price},0\n");
     let project = Project::new("");

@@ -210,10 +210,6 @@ pub(super) fn due(
     clock: i64,
     finalize: Finalize,
 ) -> Result<Vec<WindowTask>, WindowError> {
-    let re_rated = match finalize {
-        Finalize::Range { from, to, re_rate: true, .. } => Window { start: from, end: to },
-        _ => Window { start: 0, end: 0 },
-    };
     let mut tasks = Vec::new();
     for rule in &project.rules {
         let (from, to) = match finalize {
@@ -221,15 +217,7 @@ pub(super) fn due(
             Finalize::Live => (rule.options.effective_from, clock.max(state.watermark.unwrap_or(clock))),
             Finalize::Range { from, to, .. } => (from.max(rule.options.effective_from), to),
         };
-        let mut task = |window: RuleWindow, cause: &str| {
-            tasks.push(WindowTask {
-                rule: rule.name.clone(),
-                rule_version: rule.version.clone(),
-                reference_version: project.reference.version().to_owned(),
-                window,
-                cause: cause.to_owned(),
-            });
-        };
+        let mut candidates = Vec::new();
         for rated in rule.rated_between(&project.reference, from, to)? {
             let published = state.finalized.get(&rule.name, &rated);
             let window = rated.window;
@@ -240,28 +228,68 @@ pub(super) fn due(
                 }
                 _ => published.is_none() && is_due(state, rule, &rated, clock),
             };
-            // A contract that was changed in a published period waits until that is re-rated with it, lest it is charged twice.
-            let is_held = || {
-                state.finalized.is_cut_differently(&rule.name, &rated, re_rated)
-                    || moved.hold(&state.finalized, &rule.name, &rated, re_rated)
-            };
-            if is_due && !is_held() {
+            if is_due {
                 let cause = if published.is_some_and(|range| range.published) { "re-rate" } else { "window closed" };
-                task(rated, cause);
+                candidates.push((rated, cause));
             }
         }
         if let Finalize::Range { from, to, re_rate: true, .. } = finalize {
-            for stale in stale_periods(state, rule, &project.reference, from, to)? {
-                if !moved.hold(&state.finalized, &rule.name, &stale, re_rated) {
-                    task(stale, "re-rate");
-                }
-            }
+            candidates.extend(stale_periods(state, rule, &project.reference, from, to)?.into_iter().map(|stale| (stale, "re-rate")));
         }
+        tasks.extend(without_held(state, moved, rule, candidates).into_iter().map(|(window, cause)| WindowTask {
+            rule: rule.name.clone(),
+            rule_version: rule.version.clone(),
+            reference_version: project.reference.version().to_owned(),
+            window,
+            cause: cause.to_owned(),
+        }));
     }
     if let Finalize::Range { re_rate: true, .. } = finalize {
         add_readers(state, project, &mut tasks)?;
     }
     Ok(tasks)
+}
+
+/// Takes out billing periods whose contract or subjects were changed after publication, unless every published period
+/// that the same usage is in is rated with them: else that usage would be charged twice, or not at all.
+fn without_held<'c>(
+    state: &EngineState,
+    moved: &MovedSubjects,
+    rule: &Rule,
+    mut candidates: Vec<(RuleWindow, &'c str)>,
+) -> Vec<(RuleWindow, &'c str)> {
+    if rule.options.window != WindowSpec::BillingPeriod {
+        return candidates;
+    }
+    let mut held: Vec<RuleWindow> = Vec::new();
+    loop {
+        let rated: BTreeSet<&RuleWindow> = candidates.iter().map(|(rated, _)| rated).collect();
+        let next: Vec<(RuleWindow, RuleWindow)> = candidates
+            .iter()
+            .filter_map(|(candidate, _)| {
+                let mut needed =
+                    state.finalized.cut_differently(&rule.name, candidate).chain(moved.sharing(&state.finalized, &rule.name, candidate));
+                let missing = needed.find(|other| !rated.contains(other));
+                let left = || held.iter().find(|other| moved.goes_to(&state.finalized, &rule.name, candidate, other)).cloned();
+                Some((candidate.clone(), missing.or_else(left)?))
+            })
+            .collect();
+        if next.is_empty() {
+            return candidates;
+        }
+        for (period, needed) in next {
+            if candidates.iter().any(|(candidate, cause)| *candidate == period && *cause == "re-rate") {
+                tracing::warn!(
+                    rule = rule.name,
+                    window = %period,
+                    with = %needed,
+                    "not rated: its contract or subjects were changed, and the other period has some of its usage; rate the range of both"
+                );
+            }
+            candidates.retain(|(candidate, _)| *candidate != period);
+            held.push(period);
+        }
+    }
 }
 
 /// Adds the published windows that read re-rated ones: of other rules those around or, where they look back, after them, and

@@ -42,6 +42,11 @@ impl Finalized {
         }
     }
 
+    /// The billing period that it is.
+    pub(super) fn rated(&self) -> RuleWindow {
+        RuleWindow { window: Window { start: self.start, end: self.end }, contract_id: self.contract_id.clone() }
+    }
+
     fn holds(&self, window: Window) -> bool {
         if self.contract_id.is_some() {
             self.start == window.start && self.end == window.end
@@ -112,18 +117,14 @@ impl FinalizedWindows {
         found.map(|range| Window { start: range.start, end: range.end })
     }
 
-    /// Whether a billing period overlaps a published one of its contract that was cut differently and does not lie wholly
-    /// inside `re_rated`.
-    #[must_use]
-    pub fn is_cut_differently(&self, rule: &str, rated: &RuleWindow, re_rated: Window) -> bool {
-        rated.contract_id.is_some()
-            && self.of_contract(rule, rated.contract_id.as_deref()).iter().any(|range| {
-                range.published
-                    && !range.holds(rated.window)
-                    && !(re_rated.start <= range.start && range.end <= re_rated.end)
-                    && range.start < rated.window.end
-                    && rated.window.start < range.end
-            })
+    /// The published billing periods of its contract that a period overlaps, because they were cut differently.
+    pub(super) fn cut_differently(&self, rule: &str, rated: &RuleWindow) -> impl Iterator<Item = RuleWindow> {
+        let ranges = if rated.contract_id.is_some() { self.of_contract(rule, rated.contract_id.as_deref()) } else { &[] };
+        let window = rated.window;
+        ranges
+            .iter()
+            .filter(move |range| range.published && !range.holds(window) && range.start < window.end && window.start < range.end)
+            .map(Finalized::rated)
     }
 
     /// Adds a window in the place of what was known of it; ranges that touch are joined.
@@ -198,11 +199,8 @@ mod tests {
         assert_eq!(windows.of_rule("r").count(), 3);
         assert!(windows.get("r", &window(Some("a"), 5, 15)).is_none());
         assert_eq!(windows.published_period("r", "a", 12), Some(Window { start: 10, end: 20 }));
-        let nothing = Window { start: 0, end: 0 };
-        assert!(windows.is_cut_differently("r", &window(Some("a"), 0, 7), nothing));
-        assert!(!windows.is_cut_differently("r", &window(Some("a"), 0, 7), Window { start: 0, end: 10 }));
-        assert!(!windows.is_cut_differently("r", &window(Some("a"), 10, 20), nothing));
-        assert!(!windows.is_cut_differently("r", &window(Some("b"), 15, 25), nothing));
+        let cut = |contract, start, end| windows.cut_differently("r", &window(Some(contract), start, end)).count();
+        assert_eq!([cut("a", 0, 7), cut("a", 5, 15), cut("a", 10, 20), cut("b", 15, 25)], [1, 2, 0, 0]);
         let text = serde_json::to_string(&windows).unwrap_or_default();
         assert_eq!(serde_json::from_str::<FinalizedWindows>(&text).ok(), Some(windows));
     }

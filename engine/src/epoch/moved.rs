@@ -33,21 +33,20 @@ impl Move {
         self.moved.from < window.end && window.start < self.moved.to
     }
 
-    /// The published periods of `contract` that knew the subject as it was before, and lie not wholly inside `span`.
-    fn published<'f>(
-        &'f self,
-        finalized: &'f FinalizedWindows,
-        rule: &str,
-        contract: &str,
-        span: Window,
-    ) -> impl Iterator<Item = &'f Finalized> {
-        finalized.of_contract(rule, Some(contract)).iter().filter(move |range| {
-            range.published
-                && range.reference_version == self.reference_version
-                && self.touches(Window { start: range.start, end: range.end })
-                && !(span.start <= range.start && range.end <= span.end)
-        })
+    /// The part of the move that lies in `window`.
+    fn within(&self, window: Window) -> Window {
+        Window { start: self.moved.from.max(window.start), end: self.moved.to.min(window.end) }
     }
+
+    /// The published periods of the former contract that knew the subject as it was before, in `window`.
+    fn published<'f>(&'f self, finalized: &'f FinalizedWindows, rule: &str, window: Window) -> impl Iterator<Item = &'f Finalized> {
+        let ranges = self.moved.before.as_deref().map_or(&[][..], |before| finalized.of_contract(rule, Some(before)));
+        ranges.iter().filter(move |range| range.published && range.reference_version == self.reference_version && overlaps(range, window))
+    }
+}
+
+fn overlaps(range: &Finalized, window: Window) -> bool {
+    range.start < window.end && window.start < range.end
 }
 
 impl MovedSubjects {
@@ -68,35 +67,46 @@ impl MovedSubjects {
 
     /// The contract whose published period holds the usage of `subject` at `time`, though it has another one by now.
     pub(super) fn published_contract(&self, finalized: &FinalizedWindows, rule: &str, subject: &str, time: i64) -> Option<&str> {
-        let nothing = Window { start: 0, end: 0 };
-        self.of(&self.by_subject, subject).filter(|moved| moved.moved.from <= time && time < moved.moved.to).find_map(|moved| {
-            let before = moved.moved.before.as_deref()?;
-            let mut published = moved.published(finalized, rule, before, nothing);
-            published.any(|range| range.start <= time && time < range.end).then_some(before)
-        })
+        let instant = Window { start: time, end: time.saturating_add(1) };
+        self.of(&self.by_subject, subject)
+            .filter(|moved| moved.touches(instant))
+            .find(|moved| moved.published(finalized, rule, instant).next().is_some())
+            .and_then(|moved| moved.moved.before.as_deref())
     }
 
-    /// Whether rating a period would charge the usage of a moved subject twice, or not at all, because another contract's
-    /// published period that it was in, or is in by now, is not rated again in the same epoch: `re_rated` is the range that is.
-    pub(super) fn hold(&self, finalized: &FinalizedWindows, rule: &str, rated: &RuleWindow, re_rated: Window) -> bool {
-        let Some(contract) = rated.contract_id.as_deref() else { return false };
+    /// The published periods that share usage with `rated` and must be rated in the same epoch, lest that usage is charged
+    /// twice or not at all: those of a contract that a subject came from, and of one that it went to.
+    pub(super) fn sharing(&self, finalized: &FinalizedWindows, rule: &str, rated: &RuleWindow) -> Vec<RuleWindow> {
+        let Some(contract) = rated.contract_id.as_deref() else { return Vec::new() };
         let own = finalized.get(rule, rated).filter(|range| range.published);
-        self.of(&self.by_contract, contract).filter(|moved| moved.touches(rated.window)).any(|moved| {
-            let MovedSubject { before, now, .. } = &moved.moved;
-            if now.as_deref() == Some(contract) {
-                before.as_deref().is_some_and(|before| moved.published(finalized, rule, before, re_rated).next().is_some())
-            } else {
-                own.is_some_and(|own| own.reference_version == moved.reference_version)
-                    && now.as_deref().is_some_and(|now| {
-                        let ranges = finalized.of_contract(rule, Some(now)).iter();
-                        ranges.clone().any(|range| {
-                            range.published
-                                && moved.touches(Window { start: range.start, end: range.end })
-                                && !(re_rated.start <= range.start && range.end <= re_rated.end)
-                                && self.is_unknown_to(range, moved)
-                        })
-                    })
+        let mut sharing = Vec::new();
+        for moved in self.of(&self.by_contract, contract).filter(|moved| moved.touches(rated.window)) {
+            let part = moved.within(rated.window);
+            if moved.moved.now.as_deref() == Some(contract) {
+                sharing.extend(moved.published(finalized, rule, part).map(Finalized::rated));
+            } else if own.is_some_and(|own| own.reference_version == moved.reference_version) {
+                let ranges = moved.moved.now.as_deref().map_or(&[][..], |now| finalized.of_contract(rule, Some(now)));
+                let unknowing = ranges.iter().filter(|range| range.published && overlaps(range, part) && self.is_unknown_to(range, moved));
+                sharing.extend(unknowing.map(Finalized::rated));
             }
+        }
+        sharing
+    }
+
+    /// Whether usage leaves `rated`, which is published, for the other period: with a subject, or because it is cut anew.
+    pub(super) fn goes_to(&self, finalized: &FinalizedWindows, rule: &str, rated: &RuleWindow, other: &RuleWindow) -> bool {
+        let Some(contract) = rated.contract_id.as_deref() else { return false };
+        let Some(own) = finalized.get(rule, rated).filter(|range| range.published) else { return false };
+        if rated.contract_id == other.contract_id {
+            return rated != other && overlaps(own, other.window);
+        }
+        self.of(&self.by_contract, contract).any(|moved| {
+            moved.reference_version == own.reference_version
+                && moved.moved.before.as_deref() == Some(contract)
+                && moved.moved.now == other.contract_id
+                && moved.touches(rated.window)
+                && moved.within(rated.window).start < other.window.end
+                && other.window.start < moved.within(rated.window).end
         })
     }
 

@@ -28,8 +28,8 @@ struct ExchangeRate {
 
 #[derive(Debug)]
 struct Convert {
-    /// By currency pair, in order of time; `None` when the project has no such table.
-    rates: Option<HashMap<(String, String), Vec<ExchangeRate>>>,
+    /// By currency pair, in order of time; or why there are none, which is said to a rule that converts.
+    rates: Result<HashMap<(String, String), Vec<ExchangeRate>>, String>,
     version: String,
     signature: Signature,
 }
@@ -50,7 +50,9 @@ impl Hash for Convert {
 
 /// The function over the project's rates.
 pub(super) fn function(reference: &ReferenceData) -> Result<ScalarUDF> {
-    let rates = reference.table("exchange_rates").map(read).transpose()?;
+    let missing = || format!("convert reads the reference table exchange_rates, which is not there; it has the columns {COLUMNS}");
+    let rates =
+        reference.table("exchange_rates").map_or_else(|| Err(missing()), |table| read(table).map_err(|error| error.strip_backtrace()));
     Ok(ScalarUDF::from(Convert {
         rates,
         version: reference.version().to_owned(),
@@ -98,7 +100,7 @@ fn read(table: &ReferenceTable) -> Result<HashMap<(String, String), Vec<Exchange
 
 impl Convert {
     fn rate(&self, from: &str, to: &str, instant: i64) -> Option<Decimal> {
-        let rates = self.rates.as_ref()?.get(&(from.to_owned(), to.to_owned()))?;
+        let rates = self.rates.as_ref().ok()?.get(&(from.to_owned(), to.to_owned()))?;
         let rate = rates[..rates.partition_point(|rate| rate.from <= instant)].last()?;
         (instant < rate.to).then_some(rate.rate)
     }
@@ -115,8 +117,8 @@ impl ScalarUDFImpl for Convert {
 
     fn coerce_types(&self, types: &[DataType]) -> Result<Vec<DataType>> {
         let text = |given: &DataType| given.is_string() || given.is_null();
-        if self.rates.is_none() {
-            return plan_err!("convert reads the reference table exchange_rates, which is not there; it has the columns {COLUMNS}");
+        if let Err(message) = &self.rates {
+            return plan_err!("{message}");
         }
         match types {
             [amount, from, to, at]
