@@ -27,7 +27,8 @@ use ratemill_schemas::windows::WindowError;
 use tokio::time::{Instant, timeout_at};
 
 pub use blame::Blame;
-pub(crate) use lifted::lifted_plan;
+pub(crate) use charges::Upstream;
+pub(crate) use lifted::{contracts_in, lifted_over, lifted_plan, planning_session, split_by_target};
 pub use shape::{CHARGE_COLUMNS, identity, is_identity, stored_type};
 
 use crate::project::RuleProject;
@@ -38,7 +39,7 @@ use charges::Evaluated;
 use shape::Shaper;
 
 /// Windows in one lifted execution: bounds its memory. Tests have few windows and several executions.
-const WINDOWS_AT_ONCE: usize = if cfg!(test) { 4 } else { 16_384 };
+pub(crate) const WINDOWS_AT_ONCE: usize = if cfg!(test) { 4 } else { 16_384 };
 
 /// The charges of one window: one row per identity.
 ///
@@ -193,25 +194,30 @@ impl Evaluator {
     /// # Errors
     /// [`RateError`] names rule, window and, where it can be found, the customer and the subject.
     pub async fn evaluate(&self, rule: &Rule, windows: &[Window]) -> Result<Vec<WindowCharges>, RateError> {
-        let limit = self.limits.evaluation_max;
-        // A rule that another reads has what is left of that one's time.
-        let Some(deadline) = self.deadline.or_else(|| Instant::now().checked_add(limit)) else {
-            return self.evaluate_in_time(rule, windows).await;
+        let (timed, deadline) = self.timed();
+        let Some(deadline) = deadline else { return timed.evaluate_in_time(rule, windows).await };
+        timeout_at(deadline, timed.evaluate_in_time(rule, windows)).await.unwrap_or_else(|_| Err(self.too_late(rule, windows)))
+    }
+
+    /// The same with a time at which a call must end; within a call, a rule that another reads has what is left of that
+    /// one's time.
+    pub(crate) fn timed(&self) -> (Self, Option<Instant>) {
+        let deadline = self.deadline.or_else(|| Instant::now().checked_add(self.limits.evaluation_max));
+        (Self { deadline, ..self.clone() }, deadline)
+    }
+
+    pub(crate) fn too_late(&self, rule: &Rule, windows: &[Window]) -> RateError {
+        let windows = match windows {
+            [first, .., last] => format!("{} windows ({first}, …, {last})", windows.len()),
+            [one] => format!("window {one}"),
+            [] => "no window".to_owned(),
         };
-        let timed = Self { deadline: Some(deadline), ..self.clone() };
-        timeout_at(deadline, timed.evaluate_in_time(rule, windows)).await.unwrap_or_else(|_| {
-            let windows = match windows {
-                [first, .., last] => format!("{} windows ({first}, …, {last})", windows.len()),
-                [one] => format!("window {one}"),
-                [] => "no window".to_owned(),
-            };
-            Err(RateError::TimeLimit { rule: rule.name.clone(), windows, limit })
-        })
+        RateError::TimeLimit { rule: rule.name.clone(), windows, limit: self.limits.evaluation_max }
     }
 
     async fn evaluate_in_time(&self, rule: &Rule, windows: &[Window]) -> Result<Vec<WindowCharges>, RateError> {
         let mut results: HashMap<Window, RecordBatch> = HashMap::with_capacity(windows.len());
-        if rule.reads_itself() && !self.given.contains_key(&format!("earlier.{}", rule.name)) {
+        if rule.reads_itself() && !self.gives_earlier(rule) {
             self.in_sequence(rule, windows, &mut results).await?;
         } else {
             for windows in windows.chunks(WINDOWS_AT_ONCE) {
@@ -220,13 +226,22 @@ impl Evaluator {
                 self.gather(rule, charges, &mut results)?;
             }
         }
-        Ok(windows
-            .iter()
-            .map(|window| {
-                let charges = results.get(window).cloned().unwrap_or_else(|| Shaper { rule, window: *window }.empty());
-                WindowCharges { window: *window, charges }
-            })
-            .collect())
+        Ok(windows.iter().map(|window| self.charges_of(rule, *window, results.get(window))).collect())
+    }
+
+    /// The charges that were found for a window, none where nothing was.
+    pub(crate) fn charges_of(&self, rule: &Rule, window: Window, found: Option<&RecordBatch>) -> WindowCharges {
+        WindowCharges { window, charges: found.cloned().unwrap_or_else(|| Shaper { rule, window }.empty()) }
+    }
+
+    /// Whether the charges of a rule's own earlier windows are given.
+    pub(crate) fn gives_earlier(&self, rule: &Rule) -> bool {
+        self.given.contains_key(&format!("earlier.{}", rule.name))
+    }
+
+    /// Whether the charges of a window are published.
+    pub(crate) fn is_published(&self, rule: &Rule, window: Window) -> bool {
+        self.published.get(&rule.name).is_some_and(|published| published.contains_key(&window))
     }
 
     fn set(&self, rule: &Rule, windows: &[Window]) -> Result<Arc<WindowSet>, RateError> {
@@ -297,7 +312,7 @@ impl Evaluator {
     }
 
     /// Joins the contracts of each window, and checks the charges.
-    fn gather(
+    pub(crate) fn gather(
         &self,
         rule: &Rule,
         outputs: Vec<(Target, RecordBatch)>,
@@ -327,7 +342,7 @@ impl Evaluator {
     }
 }
 
-fn root_message(error: &DataFusionError) -> String {
+pub(crate) fn root_message(error: &DataFusionError) -> String {
     let message = error.find_root().strip_backtrace();
     ["Execution error: ", "Arrow error: ", "Compute error: ", "Error during planning: "]
         .iter()

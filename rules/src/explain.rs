@@ -18,6 +18,7 @@ use sqlparser::ast::Statement;
 
 use crate::check::empty_session;
 use crate::evaluate::{CHARGE_COLUMNS, Evaluator, is_identity, lifted_plan, stored_type};
+use crate::fold::Fold;
 use crate::inputs::Input;
 use crate::lift::NotLifted;
 use crate::project::RuleProject;
@@ -45,7 +46,7 @@ pub struct Explanation {
     pub lifted_because: Option<String>,
     /// Whether open windows are kept as partial aggregates.
     pub incremental: bool,
-    /// Why not.
+    /// Why not; or what they keep that grows with usage.
     pub incremental_because: Option<String>,
     /// Which windows an event can change.
     pub reach: String,
@@ -85,6 +86,11 @@ pub async fn explain(project: &Arc<RuleProject>, rule: &Rule) -> Result<Explanat
             Err(NotLifted::Error(error)) => return Err(error),
         }
     };
+    let limits = SessionLimits::default();
+    let (incremental, incremental_because) = match Fold::of(runtime(&limits)?, limits, Arc::clone(project), rule).await {
+        Ok(fold) => (true, Some(fold.keeps()).filter(|keeps| !keeps.is_empty()).map(|keeps| format!("keeps {}", keeps.join(", ")))),
+        Err(reason) => (false, Some(reason.to_string())),
+    };
     let columns = written
         .schema()
         .fields()
@@ -121,8 +127,8 @@ pub async fn explain(project: &Arc<RuleProject>, rule: &Rule) -> Result<Explanat
         inputs: inputs(project, rule, &written),
         lifted: lifted_because.is_none(),
         lifted_because,
-        incremental: false,
-        incremental_because: Some("this version keeps no partial aggregates; an open window is read again".to_owned()),
+        incremental,
+        incremental_because,
         reach: match rule.reach {
             Reach::Own => "an event changes its own window".to_owned(),
             Reach::Onward => "an event changes its own window and may change later ones".to_owned(),

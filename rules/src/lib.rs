@@ -11,6 +11,7 @@ pub mod diagnostics;
 mod dialect;
 pub mod evaluate;
 pub mod explain;
+pub mod fold;
 pub mod functions;
 mod guards;
 mod inputs;
@@ -32,6 +33,7 @@ mod window_set;
 
 pub use diagnostics::{Diagnostic, Diagnostics};
 pub use evaluate::{Blame, Evaluator, Mode, RateError, WindowCharges};
+pub use fold::{CheckpointError, Fold, FoldState, NotFoldable, OpenWindows};
 pub use project::RuleProject;
 pub use reference::{ReferenceData, ReferenceTable};
 pub use rule::{OutputColumn, Reach, Rule, RuleOptions, RuleWindow};

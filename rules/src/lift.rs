@@ -44,7 +44,7 @@ impl From<DataFusionError> for NotLifted {
 }
 
 /// Gives the windowed tables for all windows; the column with the window's number has the name that is asked for.
-pub(crate) trait Sources {
+pub(crate) trait Sources: Sync {
     /// Whether the rows of a table depend on the window.
     fn is_windowed(&self, table: &TableReference) -> bool;
 

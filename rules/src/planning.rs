@@ -2,15 +2,21 @@
 
 mod subqueries;
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
+use arrow::datatypes::SchemaRef;
 use datafusion::common::Result;
-use datafusion::common::tree_node::Transformed;
+use datafusion::common::config::ConfigOptions;
+use datafusion::common::tree_node::{Transformed, TreeNode};
 use datafusion::logical_expr::LogicalPlan;
 use datafusion::optimizer::analyzer::{Analyzer, AnalyzerRule};
 use datafusion::optimizer::optimizer::ApplyOrder;
 use datafusion::optimizer::push_down_filter::PushDownFilter;
 use datafusion::optimizer::{Optimizer, OptimizerConfig, OptimizerRule};
+use datafusion::physical_optimizer::PhysicalOptimizerRule;
+use datafusion::physical_optimizer::optimizer::PhysicalOptimizer;
+use datafusion::physical_plan::ExecutionPlan;
 
 pub(crate) fn analyzer_rules() -> Vec<Arc<dyn AnalyzerRule + Send + Sync>> {
     let mut rules: Vec<Arc<dyn AnalyzerRule + Send + Sync>> = vec![Arc::new(subqueries::Subqueries)];
@@ -52,6 +58,47 @@ impl OptimizerRule for FiltersAboveGlobalAggregates {
     }
 }
 
+pub(crate) fn physical_optimizer_rules() -> Vec<Arc<dyn PhysicalOptimizerRule + Send + Sync>> {
+    PhysicalOptimizer::new()
+        .rules
+        .into_iter()
+        .map(|rule| if rule.name().starts_with("FilterPushdown") { Arc::new(FiltersOfUniqueColumns(rule)) } else { rule })
+        .collect()
+}
+
+/// Filters of a physical plan move down where every column has a name of its own. They find their columns by name, and of
+/// two sides of a join that both have a `k`, `coalesce(a.k, b.k) > 1` would be moved to one, as if it looked at that `k` only.
+#[derive(Debug)]
+struct FiltersOfUniqueColumns(Arc<dyn PhysicalOptimizerRule + Send + Sync>);
+
+impl PhysicalOptimizerRule for FiltersOfUniqueColumns {
+    fn name(&self) -> &str {
+        self.0.name()
+    }
+
+    fn optimize(&self, plan: Arc<dyn ExecutionPlan>, config: &ConfigOptions) -> Result<Arc<dyn ExecutionPlan>> {
+        if has_unique_columns(&plan) {
+            return self.0.optimize(plan, config);
+        }
+        Ok(plan.map_children(|input| Ok(Transformed::yes(self.optimize(input, config)?)))?.data)
+    }
+
+    fn schema_check(&self) -> bool {
+        self.0.schema_check()
+    }
+}
+
+/// Whether no two columns of a node, or of the sides of a join, have one name, here and below.
+fn has_unique_columns(plan: &Arc<dyn ExecutionPlan>) -> bool {
+    let unique = |schemas: &[SchemaRef]| {
+        let mut names = HashSet::new();
+        schemas.iter().flat_map(|schema| schema.fields()).all(|field| names.insert(field.name()))
+    };
+    let inputs: Vec<SchemaRef> = plan.children().into_iter().map(|input| input.schema()).collect();
+    let joins = plan.name().ends_with("JoinExec");
+    unique(&[plan.schema()]) && (!joins || unique(&inputs)) && plan.children().into_iter().all(has_unique_columns)
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -59,7 +106,11 @@ mod tests {
 
     /// The first column of a query over `numbers`, whose `x` is 1, 2, 3.
     async fn rows(query: &str) -> Result<String, datafusion::common::DataFusionError> {
-        let limits = SessionLimits { partitions: 1, ..SessionLimits::default() };
+        rows_on(query, 1).await
+    }
+
+    async fn rows_on(query: &str, partitions: usize) -> Result<String, datafusion::common::DataFusionError> {
+        let limits = SessionLimits { partitions, ..SessionLimits::default() };
         let context = session(runtime(&limits).unwrap(), &limits);
         let query = format!("WITH numbers AS (SELECT * FROM (VALUES (1), (2), (3)) AS t(x)) {query}");
         let batches = context.sql(&query).await?.collect().await?;
@@ -78,6 +129,17 @@ mod tests {
     async fn refused(query: &str, expected: &str) {
         let error = rows(query).await.unwrap_err().to_string();
         assert!(error.contains(expected), "{query}: {error}");
+    }
+
+    #[tokio::test]
+    async fn filters_look_at_the_columns_that_they_name() {
+        // The smaller side becomes the left one, and both have a column of one name.
+        let joined = "SELECT coalesce(a.k, b.k) AS k, b.x FROM (SELECT x + 100 AS k, x FROM numbers) a \
+            RIGHT JOIN (SELECT x AS k, x FROM numbers WHERE x < 2) b ON a.x = b.x";
+        for partitions in [1, 2] {
+            let found = rows_on(&format!("SELECT c.x FROM ({joined}) c WHERE c.k > 100"), partitions).await.unwrap();
+            assert_eq!(found, "1", "{partitions}");
+        }
     }
 
     #[tokio::test]

@@ -77,6 +77,7 @@ fn state(runtime: Arc<RuntimeEnv>, limits: &SessionLimits) -> SessionState {
         .with_config(config)
         .with_analyzer_rules(planning::analyzer_rules())
         .with_optimizer_rules(planning::optimizer_rules())
+        .with_physical_optimizer_rules(planning::physical_optimizer_rules())
         .with_physical_optimizer_rule(Arc::new(YieldingJoins))
         .with_runtime_env(runtime)
         .with_scalar_functions(functions::scalar_functions())

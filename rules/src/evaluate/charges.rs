@@ -17,12 +17,12 @@ use crate::window_set::WindowSet;
 pub(super) type Evaluated = HashMap<(String, String), BTreeMap<Window, RecordBatch>>;
 
 /// Charges by the table that a query names; each row has its own window.
-pub(super) type Upstream = BTreeMap<Input, RecordBatch>;
+pub(crate) type Upstream = BTreeMap<Input, RecordBatch>;
 
 impl Evaluator {
     /// The charges that `rule` reads for the targets of `set`: those of the windows inside of them, and of the earlier
     /// ones. There may be more; who reads them picks by window.
-    pub(super) async fn upstream(&self, rule: &Rule, set: &WindowSet) -> Result<Upstream, RateError> {
+    pub(crate) async fn upstream(&self, rule: &Rule, set: &WindowSet) -> Result<Upstream, RateError> {
         let mut upstream = Upstream::new();
         for (input, schema) in rule.inputs.iter() {
             let (name, history, table) = match input {
@@ -88,7 +88,7 @@ impl Evaluator {
     }
 
     /// Keeps evaluated charges for the rules that read them.
-    pub(super) fn keep(&self, rule: &Rule, charges: &[WindowCharges]) {
+    pub(crate) fn keep(&self, rule: &Rule, charges: &[WindowCharges]) {
         let mut known = self.evaluated.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let windows = known.entry((rule.name.clone(), rule.version.clone())).or_default();
         windows.extend(charges.iter().map(|charges| (charges.window, charges.charges.clone())));

@@ -20,6 +20,7 @@ use super::{Evaluator, RateError, root_message};
 use crate::functions;
 use crate::inputs::Input;
 use crate::lift::{NotLifted, Sources, decorrelate, lift};
+use crate::reference::ReferenceTable;
 use crate::rule::Rule;
 use crate::session::session;
 use crate::window_set::{Lookup, Target, WindowSet, lookup_function};
@@ -67,7 +68,7 @@ pub(super) async fn run(
     set: &Arc<WindowSet>,
     upstream: &Upstream,
 ) -> Result<Vec<(Target, RecordBatch)>, LiftedError> {
-    let context = context(evaluator, rule)?;
+    let context = planning_session(evaluator, rule)?;
     let sources = LiftedSources { evaluator, rule, set, upstream };
     if !rule.options.fan_out_allowed {
         for check in &rule.fan_out {
@@ -90,21 +91,24 @@ pub(super) async fn run(
         }
     }
     let output = execute(&context, &rule.query, &sources).await?;
-    split(&output, set)
+    if output.column(0).null_count() > 0 {
+        return Err(NotLifted::Shape("a row lost its window".to_owned()).into());
+    }
+    Ok(split_by_target(&output, set)?)
 }
 
 /// The plan of a rule for all windows; the windows themselves are none.
 pub(crate) async fn lifted_plan(evaluator: &Evaluator, rule: &Rule) -> Result<LogicalPlan, NotLifted> {
     let set = Arc::new(WindowSet::empty(rule, &evaluator.project.reference));
-    let context = context(evaluator, rule)?;
+    let context = planning_session(evaluator, rule)?;
     let upstream = Upstream::new();
     let sources = LiftedSources { evaluator, rule, set: &set, upstream: &upstream };
-    let plan = plan(&context, &rule.query, &sources).await?;
+    let plan = lifted_over(&context, &rule.query, &sources).await?;
     Ok(context.state().optimize(&plan)?)
 }
 
 /// A session for planning: reference tables are there, windowed ones are empty until they are lifted.
-fn context(evaluator: &Evaluator, rule: &Rule) -> Result<SessionContext, DataFusionError> {
+pub(crate) fn planning_session(evaluator: &Evaluator, rule: &Rule) -> Result<SessionContext, DataFusionError> {
     let context = session(Arc::clone(&evaluator.runtime), &evaluator.limits);
     functions::register_reference_functions(&context, &evaluator.project.reference)?;
     rule.inputs.register(&context, |_, schema| Ok(Arc::new(MemTable::try_new(Arc::clone(schema), vec![vec![]])?)))?;
@@ -115,7 +119,8 @@ fn context(evaluator: &Evaluator, rule: &Rule) -> Result<SessionContext, DataFus
     Ok(context)
 }
 
-async fn plan(context: &SessionContext, query: &Query, sources: &LiftedSources<'_>) -> Result<LogicalPlan, NotLifted> {
+/// The plan of a query for all windows of `sources`.
+pub(crate) async fn lifted_over(context: &SessionContext, query: &Query, sources: &dyn Sources) -> Result<LogicalPlan, NotLifted> {
     let statement = PlanStatement::Statement(Box::new(Statement::Query(Box::new(query.clone()))));
     let state = context.state();
     let plan = state.statement_to_plan(statement).await?;
@@ -123,7 +128,7 @@ async fn plan(context: &SessionContext, query: &Query, sources: &LiftedSources<'
 }
 
 async fn execute(context: &SessionContext, query: &Query, sources: &LiftedSources<'_>) -> Result<RecordBatch, LiftedError> {
-    let plan = plan(context, query, sources).await?;
+    let plan = lifted_over(context, query, sources).await?;
     let schema = Arc::clone(plan.schema().inner());
     let batches = context.execute_logical_plan(plan).await?.collect().await?;
     match batches.first() {
@@ -132,17 +137,14 @@ async fn execute(context: &SessionContext, query: &Query, sources: &LiftedSource
     }
 }
 
-/// The rows of each target, without the window's number.
-fn split(output: &RecordBatch, set: &WindowSet) -> Result<Vec<(Target, RecordBatch)>, LiftedError> {
+/// The rows of each target, without the number of the target, which is the first column and never null.
+pub(crate) fn split_by_target(output: &RecordBatch, set: &WindowSet) -> Result<Vec<(Target, RecordBatch)>, DataFusionError> {
     let numbers = output.column(0);
-    let order = sort_to_indices(numbers, None, None).map_err(DataFusionError::from)?;
-    let sorted = take_record_batch(output, &order).map_err(DataFusionError::from)?;
+    let order = sort_to_indices(numbers, None, None)?;
+    let sorted = take_record_batch(output, &order)?;
     let numbers = sorted.column(0).as_primitive::<Int64Type>();
-    if numbers.null_count() > 0 {
-        return Err(NotLifted::Shape("a row lost its window".to_owned()).into());
-    }
     let columns: Vec<usize> = (1..sorted.num_columns()).collect();
-    let rows = sorted.project(&columns).map_err(DataFusionError::from)?;
+    let rows = sorted.project(&columns)?;
     let values = numbers.values();
     Ok(set
         .targets()
@@ -289,26 +291,32 @@ impl LiftedSources<'_> {
     fn contracts(&self, window: &str) -> Result<LogicalPlan, DataFusionError> {
         let table = self.evaluator.project.reference.table("contracts");
         let table = table.ok_or_else(|| DataFusionError::Plan("there are no contracts".to_owned()))?;
-        let provider = Arc::new(MemTable::try_new(table.schema(), vec![vec![table.batch().clone()]])?);
-        let raw = LogicalPlanBuilder::scan(TableReference::bare("contracts"), provider_as_source(provider), None)?;
-        let mut kept = columns_of(&raw);
-        kept.push(column(window));
-        let of = |name: &str| Expr::Column(Column::new(Some("contracts"), name));
-        let windows = LogicalPlanBuilder::from(self.rows(&["window_start", "window_end", "contract_id"], window)?).alias("__periods")?;
-        let at = |name: &str| Expr::Column(Column::new(Some("__periods"), name));
-        let overlap = of("valid_from")
-            .is_null()
-            .or(of("valid_from").lt(at("window_end")))
-            .and(of("valid_to").is_null().or(of("valid_to").gt(at("window_start"))));
-        raw.join(
-            windows.build()?,
-            JoinType::Inner,
-            (vec![Column::new(Some("contracts"), "contract_id")], vec![Column::new(Some("__periods"), "contract_id")]),
-            Some(overlap),
-        )?
-        .project(kept)?
-        .build()
+        contracts_in(table, self.rows(&["window_start", "window_end", "contract_id"], window)?, window)
     }
+}
+
+/// The rows of `contracts` that are of the contract of a billing period and valid in it; `windows` has their columns
+/// `window_start`, `window_end`, `contract_id` and the number of the window.
+pub(crate) fn contracts_in(contracts: &ReferenceTable, windows: LogicalPlan, window: &str) -> Result<LogicalPlan, DataFusionError> {
+    let provider = Arc::new(MemTable::try_new(contracts.schema(), vec![vec![contracts.batch().clone()]])?);
+    let raw = LogicalPlanBuilder::scan(TableReference::bare("contracts"), provider_as_source(provider), None)?;
+    let mut kept = columns_of(&raw);
+    kept.push(column(window));
+    let of = |name: &str| Expr::Column(Column::new(Some("contracts"), name));
+    let windows = LogicalPlanBuilder::from(windows).alias("__periods")?;
+    let at = |name: &str| Expr::Column(Column::new(Some("__periods"), name));
+    let overlap = of("valid_from")
+        .is_null()
+        .or(of("valid_from").lt(at("window_end")))
+        .and(of("valid_to").is_null().or(of("valid_to").gt(at("window_start"))));
+    raw.join(
+        windows.build()?,
+        JoinType::Inner,
+        (vec![Column::new(Some("contracts"), "contract_id")], vec![Column::new(Some("__periods"), "contract_id")]),
+        Some(overlap),
+    )?
+    .project(kept)?
+    .build()
 }
 
 /// Every column of a plan.

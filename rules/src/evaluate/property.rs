@@ -1,9 +1,10 @@
-//! Lifted = one by one, held over rules, reference data and usage that are made by chance.
+//! Lifted = one by one, and folded = one by one, held over rules, reference data and usage that are made by chance.
 //!
 //! `RATEMILL_SEED` is the seed of the first case, `RATEMILL_CASES` their number; a case that fails names its seed.
 #![allow(clippy::unwrap_used)]
 
 mod data;
+mod folding;
 mod random;
 mod relations;
 mod rules;
@@ -75,6 +76,7 @@ fn number(variable: &str, default: u64) -> u64 {
 async fn lifted_is_one_by_one() {
     let (seed, cases) = (number("RATEMILL_SEED", 1), number("RATEMILL_CASES", 150));
     let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+    let mut folded = Folded::default();
     for case in 0..cases {
         let seed = seed + case;
         let mut random = Random::new(seed);
@@ -89,19 +91,28 @@ async fn lifted_is_one_by_one() {
                 continue;
             }
         };
-        match case.run(&mut random).await {
+        match case.run(&mut random, &mut folded).await {
             Ok(found) => found.into_iter().for_each(|shape| *counts.entry(shape).or_default() += 1),
             Err(message) => panic!("seed {seed}: {message}\n{texts}"),
         }
     }
-    println!("{counts:#?}");
+    println!("{counts:#?}\n{folded:#?}");
     let count = |shape: &str| counts.get(shape).copied().unwrap_or(0);
     if cases >= 150 {
         let missing: Vec<&str> = SHAPES.into_iter().filter(|shape| count(shape) == 0).collect();
         assert!(missing.is_empty(), "never came up: {missing:?}");
+        let missing: Vec<&str> = folding::FOLDED.into_iter().filter(|shape| !folded.shapes.contains_key(shape)).collect();
+        assert!(missing.is_empty(), "never folded: {missing:?}");
         let useful = count("charges");
         assert!(useful * 2 > usize::try_from(cases).unwrap(), "only {useful} of {cases} cases charged anything");
     }
+}
+
+/// What was folded, and why the rest was not.
+#[derive(Debug, Default)]
+struct Folded {
+    shapes: BTreeMap<&'static str, usize>,
+    reasons: BTreeMap<String, usize>,
 }
 
 /// One rule with everything that it reads.
@@ -128,7 +139,7 @@ impl Case {
     }
 
     /// Rates the windows in every way; returns what came up.
-    async fn run(mut self, random: &mut Random) -> Result<BTreeSet<&'static str>, String> {
+    async fn run(mut self, random: &mut Random, folded: &mut Folded) -> Result<BTreeSet<&'static str>, String> {
         let whole = vec![vec![self.usage.clone()]];
         let expected = self.rate(Mode::OneByOne, 1, whole.clone(), &self.windows).await;
         let lifted = self.rate(Mode::Lifted, 1, whole.clone(), &self.windows).await;
@@ -148,6 +159,10 @@ impl Case {
             let dealt = dealt_out(&self.usage, partitions, random);
             let shuffled = self.rate(Mode::Auto, partitions, dealt, &self.windows).await;
             same(&format!("shuffled over {partitions} partitions"), &expected, &shuffled, false)?;
+        }
+        match folding::folded(&self, &expected, random).await? {
+            Ok(()) => self.shapes.iter().for_each(|shape| *folded.shapes.entry(shape).or_default() += 1),
+            Err(reason) => *folded.reasons.entry(reason.to_string()).or_default() += 1,
         }
         let mut some = self.windows.clone();
         some.retain(|_| random.chance(50));
@@ -184,20 +199,27 @@ impl Case {
     }
 
     async fn rate(&self, mode: Mode, partitions: usize, usage: Vec<Vec<RecordBatch>>, windows: &[Window]) -> Charged {
+        let rated = self.project.rules.iter().find(|rule| rule.name == "rated").unwrap();
+        charged(self.evaluator(mode, partitions, usage).evaluate(rated, windows).await, windows)
+    }
+
+    fn evaluator(&self, mode: Mode, partitions: usize, usage: Vec<Vec<RecordBatch>>) -> Evaluator {
         let limits = SessionLimits { partitions, ..SessionLimits::default() };
         let usage = Arc::new(MemTable::try_new(Arc::clone(self.project.usage.stored()), usage).unwrap());
-        let evaluator = Evaluator::new(runtime(&limits).unwrap(), limits, Arc::clone(&self.project), usage).with_mode(mode);
-        let rated = self.project.rules.iter().find(|rule| rule.name == "rated").unwrap();
-        match evaluator.evaluate(rated, windows).await {
-            Ok(charges) => {
-                assert_eq!(charges.iter().map(|charges| charges.window).collect::<Vec<_>>(), windows);
-                Ok(charges.iter().map(|charges| (charges.window, rows(charges))).collect())
-            }
-            // Which of several rows is named depends on their order.
-            Err(RateError::FanOut { window, .. }) => Err(format!("fan-out in {window}")),
-            Err(RateError::Charge { window, .. }) => Err(format!("charges in {window}")),
-            Err(error) => Err(error.to_string()),
+        Evaluator::new(runtime(&limits).unwrap(), limits, Arc::clone(&self.project), usage).with_mode(mode)
+    }
+}
+
+fn charged(charges: Result<Vec<WindowCharges>, RateError>, windows: &[Window]) -> Charged {
+    match charges {
+        Ok(charges) => {
+            assert_eq!(charges.iter().map(|charges| charges.window).collect::<Vec<_>>(), windows);
+            Ok(charges.iter().map(|charges| (charges.window, rows(charges))).collect())
         }
+        // Which of several rows is named depends on their order.
+        Err(RateError::FanOut { window, .. }) => Err(format!("fan-out in {window}")),
+        Err(RateError::Charge { window, .. }) => Err(format!("charges in {window}")),
+        Err(error) => Err(error.to_string()),
     }
 }
 

@@ -1,5 +1,5 @@
 //! Aggregates that need all of their rows: the state is the rows themselves, and the formula is in
-//! [`crate::pricing::history`]. The order of arrival never matters.
+//! [`crate::pricing::history`]. `latest` needs the last one only and keeps no other. The order of arrival never matters.
 
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
@@ -66,7 +66,7 @@ impl Formula {
             return Ok(None);
         }
         match self {
-            Self::Latest => Ok(rows.values.iter().max_by_key(|(time, value)| (*time, *value)).map(|(_, value)| *value)),
+            Self::Latest => Ok(rows.values.iter().max().map(|(_, value)| *value)),
             Self::Percentile => {
                 let percent = rows.number.unwrap_or_default();
                 let mut values: Vec<Decimal> = rows.values.iter().map(|(_, value)| *value).collect();
@@ -165,6 +165,13 @@ struct Rows {
 }
 
 impl Rows {
+    /// Forgets what no later row can bring back.
+    fn tidy(&mut self) {
+        if self.formula == Formula::Latest && self.values.len() > 1 {
+            self.values = self.values.iter().max().copied().into_iter().collect();
+        }
+    }
+
     fn failed(&self, error: impl std::fmt::Display) -> datafusion::common::DataFusionError {
         exec_datafusion_err!("{}: {error}", self.formula.name())
     }
@@ -221,6 +228,7 @@ impl Accumulator for Rows {
             let value = self.decimal(values.value(row))?;
             self.values.push((times.map_or(0, |times| times.value(row)), value));
         }
+        self.tidy();
         Ok(())
     }
 
@@ -246,6 +254,7 @@ impl Accumulator for Rows {
                 self.values.push((*time, value));
             }
         }
+        self.tidy();
         Ok(())
     }
 

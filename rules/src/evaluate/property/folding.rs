@@ -1,0 +1,93 @@
+//! Folded = one by one: events arrive in any order and in batches of any size, in several states that are merged, written
+//! and read again.
+
+use std::sync::Arc;
+
+use ratemill_schemas::Window;
+
+use super::data::dealt_out;
+use super::random::Random;
+use super::{Case, Charged, charged, same};
+use crate::fold::{Fold, FoldState, NotFoldable};
+use crate::session::{SessionLimits, runtime};
+
+/// What must have been folded in every run; rarer shapes have a test of their own in `fold`.
+pub(super) const FOLDED: [&str; 23] = [
+    "aggregate",
+    "aggregate distinct",
+    "aggregate filter",
+    "anchored periods",
+    "anti join",
+    "billing periods",
+    "charges of another rule",
+    "correlated scalar subquery",
+    "cte",
+    "distinct",
+    "earlier charges",
+    "filter",
+    "global aggregate",
+    "having",
+    "inner join",
+    "left join",
+    "not exists",
+    "reference LEFT JOIN usage",
+    "scalar subquery",
+    "sub-aggregate",
+    "union",
+    "union with a reference-only branch",
+    "window function",
+];
+
+async fn fold(case: &Case) -> Result<Arc<Fold>, NotFoldable> {
+    let limits = SessionLimits { partitions: 2, ..SessionLimits::default() };
+    let rated = case.project.rules.iter().find(|rule| rule.name == "rated").unwrap();
+    Fold::of(runtime(&limits).unwrap(), limits, Arc::clone(&case.project), rated).await.map(Arc::new)
+}
+
+/// A state as it is after a restart.
+async fn restarted(case: &Case, state: FoldState) -> Result<FoldState, String> {
+    let bytes = state.encode().unwrap();
+    FoldState::decode(&fold(case).await.unwrap(), &bytes).map_err(|error| format!("{error}"))
+}
+
+async fn evaluated(case: &Case, state: &FoldState, windows: &[Window]) -> Charged {
+    charged(state.evaluate(windows, &case.evaluator(super::Mode::Auto, 1, vec![vec![case.usage.clone()]])).await, windows)
+}
+
+/// Whether the rule is folded; fails where its charges differ.
+pub(super) async fn folded(case: &Case, expected: &Charged, random: &mut Random) -> Result<Result<(), NotFoldable>, String> {
+    let fold = match fold(case).await {
+        Ok(fold) => fold,
+        Err(reason) => return Ok(Err(reason)),
+    };
+    let open = fold.open(&case.windows).unwrap();
+    let mut states = vec![fold.state(), fold.state()];
+    let batches: Vec<_> = dealt_out(&case.usage, 1, random).concat();
+    for batch in batches {
+        let index = random.below(states.len());
+        states[index].fold(&batch, &open).await.map_err(|error| format!("folding: {error}"))?;
+        if random.chance(10) {
+            states[index] = restarted(case, states[index].clone()).await?;
+        }
+        if random.chance(10) {
+            // Looking changes nothing.
+            let _ = evaluated(case, &states[index], &case.windows).await;
+        }
+    }
+    let (delta, mut state) = (states.pop().unwrap(), states.pop().unwrap());
+    state.merge(delta).await.map_err(|error| format!("merging: {error}"))?;
+    same("folded", expected, &evaluated(case, &state, &case.windows).await, false)?;
+    state = restarted(case, state).await?;
+    same("folded and restarted", expected, &evaluated(case, &state, &case.windows).await, false)?;
+    let (dropped, kept): (Vec<Window>, Vec<Window>) = case.windows.iter().partition(|_| random.chance(50));
+    state.drop_windows(&dropped);
+    if let Ok(expected) = expected {
+        let expected = kept.iter().map(|window| (*window, expected[window].clone())).collect();
+        same("folded without some windows", &Ok(expected), &evaluated(case, &state, &kept).await, false)?;
+    }
+    state.drop_windows(&kept);
+    if state.rows() > 0 || !state.windows().is_empty() {
+        return Err(format!("{} rows are left", state.rows()));
+    }
+    Ok(Ok(()))
+}
