@@ -92,6 +92,7 @@ impl Capture {
 
     fn commit(&mut self, group: Vec<Submission>) -> Result<(), LogError> {
         let started = std::time::Instant::now();
+        self.dedup.tend();
         let mut pending = Vec::with_capacity(group.len());
         let mut batches: Vec<RecordBatch> = Vec::new();
         let mut rejections: Vec<(Arc<str>, Rejection)> = Vec::new();
@@ -146,21 +147,17 @@ impl Capture {
 
     fn verdicts(&mut self, submission: &Submission, rejections: &mut Vec<(Arc<str>, Rejection)>) -> Result<Vec<Verdict>, LogError> {
         let usage = &submission.usage;
-        let mut verdicts = Vec::with_capacity(usage.keys.len());
-        for (row, key) in usage.keys.iter().enumerate() {
-            let verdict = self.dedup.check(*key)?;
-            if verdict == Verdict::Conflict {
-                let index = usage.rows[row];
-                let raw = usage.raw_of(row);
-                let position = usage.positions.describe(row, index);
-                let key =
-                    EventKey { identity: self.hasher.rejection(&submission.input, "", Reason::IdentityConflict.code(), &raw), content: 0 };
-                if self.dedup.check(key)? == Verdict::Accepted {
-                    rejections.push((Arc::clone(&submission.input), conflict(&usage.batch, row, index, position, raw)));
-                }
-                metrics::counter!("ratemill_rejected_total", "reason" => Reason::IdentityConflict.code()).increment(1);
+        let verdicts = self.dedup.check_all(&usage.keys)?;
+        for (row, _) in verdicts.iter().enumerate().filter(|(_, verdict)| **verdict == Verdict::Conflict) {
+            let index = usage.rows[row];
+            let raw = usage.raw_of(row);
+            let position = usage.positions.describe(row, index);
+            let key =
+                EventKey { identity: self.hasher.rejection(&submission.input, "", Reason::IdentityConflict.code(), &raw), content: 0 };
+            if self.dedup.check(key)? == Verdict::Accepted {
+                rejections.push((Arc::clone(&submission.input), conflict(&usage.batch, row, index, position, raw)));
             }
-            verdicts.push(verdict);
+            metrics::counter!("ratemill_rejected_total", "reason" => Reason::IdentityConflict.code()).increment(1);
         }
         Ok(verdicts)
     }

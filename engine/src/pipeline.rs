@@ -5,7 +5,11 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use datafusion::prelude::SessionContext;
+use arrow::array::AsArray;
+use arrow::datatypes::TimestampMicrosecondType;
+use datafusion::execution::SendableRecordBatchStream;
+use datafusion::prelude::{Expr, SessionContext, col, lit};
+use futures::TryStreamExt;
 use ratemill_connectors::Intake;
 use ratemill_connectors::files::{Claims, FileReader, FilesConfig};
 use ratemill_rules::session::SessionLimits;
@@ -17,11 +21,14 @@ use ratemill_schemas::{EventKey, time, windows};
 use crate::capture::{Capture, CaptureProgress};
 use crate::config::{ConfigError, Settings};
 use crate::dedup::DedupIndex;
-use crate::epoch::{EpochError, EpochSetup, Epochs, frame_keys, latest_completion, rejection_keys, table_specs};
+use crate::epoch::{Completion, EpochError, EpochSetup, Epochs, frame_keys, latest_completion, rejection_keys, table_specs};
 use crate::installation::Installation;
 use crate::lake::owner::Ownership;
 use crate::lake::{Lake, LakeError, LakeTable};
 use crate::log::{self, LogError, LogWriter};
+
+/// Positions of the log whose event ids are read back from the lake at once, when the index has to be made again.
+const REBUILT_TOGETHER: i64 = 1 << 22;
 
 /// Why a project could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -88,13 +95,7 @@ impl Pipeline {
         let progress = Arc::new(CaptureProgress::default());
         progress.position.store(scan.end(floor), Ordering::Release);
         progress.drained.store(floor, Ordering::Release);
-        let horizon = time::now().saturating_sub(settings.dedup_horizon);
-        let (mut dedup, known) = DedupIndex::open(&installation.dedup_folder(), floor, horizon)?;
-        if known < floor {
-            tracing::info!("rebuilding the index of event ids from the lake");
-            dedup.clear()?;
-            rebuild(&mut dedup, &lake, &settings, &installation).await?;
-        }
+        let mut dedup = open_index(&lake, &settings, &installation, completion.as_ref()).await?;
         let tail = log::read_range(installation.folder(), floor, i64::MAX, u64::MAX)?;
         let mut keys: Vec<EventKey> = Vec::new();
         for frame in &tail {
@@ -102,6 +103,7 @@ impl Pipeline {
         }
         progress.undrained_bytes.store(tail.iter().map(|frame| frame.bytes).sum(), Ordering::Release);
         dedup.insert_all(keys.into_iter());
+        dedup.keep(settings.dedup_horizon)?;
         let mut claims = taken_files(&lake, &settings).await?;
         claims.extend(tail.iter().flat_map(|frame| frame.header.claims.iter().cloned()));
         drop(tail);
@@ -193,24 +195,69 @@ fn inputs(settings: &Settings) -> Vec<String> {
     config.mqtt.iter().map(|mqtt| mqtt.name.clone()).chain(files).chain(http).collect()
 }
 
-/// Fills the index from `usage` and `rejected`, and keeps it as one run.
-async fn rebuild(dedup: &mut DedupIndex, lake: &Lake, settings: &Settings, installation: &Installation) -> Result<(), OpenError> {
-    let Some(completion) = latest_completion(lake).await? else { return Ok(()) };
+/// The index of event ids, made again from the lake when its files do not hold all that the lake does.
+async fn open_index(
+    lake: &Lake,
+    settings: &Settings,
+    installation: &Installation,
+    completion: Option<&Completion>,
+) -> Result<DedupIndex, OpenError> {
+    let folder = installation.dedup_folder();
+    let floor = completion.map_or(0, |completion| completion.state.position);
+    let (mut dedup, known) = DedupIndex::open(&folder, floor)?;
+    let Some(completion) = completion.filter(|_| known < floor) else { return Ok(dedup) };
+    tracing::info!("rebuilding the index of event ids from the lake");
+    dedup.clear()?;
+    drop(dedup);
+    rebuild(lake, settings, installation, completion).await?;
+    let (dedup, known) = DedupIndex::open(&folder, floor)?;
+    if known < floor {
+        return Err(LogError::Gap { path: folder, from: known, to: floor }.into());
+    }
+    Ok(dedup)
+}
+
+/// Writes the files of the index from `usage` and `rejected`, a range of positions at a time: memory does not grow with
+/// the lake.
+async fn rebuild(lake: &Lake, settings: &Settings, installation: &Installation, completion: &Completion) -> Result<(), OpenError> {
     let [usage, rejected, ..] = table_specs(&settings.schema);
-    let hasher = installation.hasher();
-    let mut keys = Vec::new();
-    for (spec, version) in [(usage, completion.versions.usage), (rejected, completion.versions.rejected)] {
-        let Some(table) = LakeTable::open(lake, spec.name, spec.partitions).await? else { continue };
-        for batch in read_all(lake, &table.at_version(version).await?, &spec.schema).await? {
-            if spec.name == "usage" {
-                keys.extend(settings.schema.keys(&batch, &hasher).map_err(columns)?);
-            } else {
-                keys.extend(rejection_keys(&batch, &hasher));
-            }
+    let mut tables = Vec::new();
+    for (spec, version, logged_at) in
+        [(usage, completion.versions.usage, "ingested_at"), (rejected, completion.versions.rejected, "rejected_at")]
+    {
+        if let Some(table) = LakeTable::open(lake, spec.name, spec.partitions).await? {
+            tables.push((table.at_version(version).await?, spec, logged_at));
         }
     }
-    DedupIndex::save_run(&installation.dedup_folder(), 0, completion.state.position, time::now(), &keys)?;
-    dedup.insert_all(keys.into_iter());
+    let (folder, hasher, end) = (installation.dedup_folder(), installation.hasher(), completion.state.position);
+    let aged_before = time::now().saturating_sub(settings.dedup_horizon);
+    let (mut from, mut aged) = (0, true);
+    while from < end {
+        let to = end.min(from + REBUILT_TOGETHER);
+        let (mut keys, mut ingested_max) = (Vec::new(), i64::MIN);
+        for (table, spec, logged_at) in &tables {
+            let range = col("log_position").gt_eq(lit(from));
+            let range = if to < end { range.and(col("log_position").lt(lit(to))) } else { range };
+            let mut batches = scan(lake, table, &spec.schema, Some(range)).await?;
+            while let Some(batch) = batches.try_next().await.map_err(query)? {
+                if spec.name == "usage" {
+                    keys.extend(settings.schema.keys(&batch, &hasher).map_err(columns)?);
+                } else {
+                    keys.extend(rejection_keys(&batch, &hasher));
+                }
+                let times = batch.column_by_name(logged_at).map(|times| times.as_primitive::<TimestampMicrosecondType>());
+                ingested_max = ingested_max.max(times.and_then(arrow::compute::max).unwrap_or(i64::MIN));
+            }
+        }
+        // Keys on disk come before those in memory, even where the clock was put back.
+        aged &= ingested_max < aged_before;
+        if aged {
+            DedupIndex::save_aged(&folder, from, to, &keys)?;
+        } else {
+            DedupIndex::save_run(&folder, from, to, ingested_max, &keys)?;
+        }
+        from = to;
+    }
     Ok(())
 }
 
@@ -219,21 +266,39 @@ async fn read_all(
     table: &LakeTable,
     columns: &arrow::datatypes::SchemaRef,
 ) -> Result<Vec<arrow::array::RecordBatch>, OpenError> {
+    scan(lake, table, columns, None).await?.try_collect().await.map_err(query)
+}
+
+/// The rows of a table that fit `filter`, in those of `columns` that it has.
+async fn scan(
+    lake: &Lake,
+    table: &LakeTable,
+    columns: &arrow::datatypes::SchemaRef,
+    filter: Option<Expr>,
+) -> Result<SendableRecordBatchStream, OpenError> {
     let context = SessionContext::new();
     let (authority, store) = lake.root_store();
     context.runtime_env().register_object_store(&authority, store);
-    let query = async {
+    let stream = async {
         let present = table.schema().map_err(|error| datafusion::error::DataFusionError::External(error.into()))?;
         let provider = table.provider().map_err(|error| datafusion::error::DataFusionError::External(error.into()))?;
         let names: Vec<&str> =
             columns.fields().iter().map(|field| field.name().as_str()).filter(|name| present.field_with_name(name).is_ok()).collect();
-        context.read_table(provider)?.select_columns(&names)?.collect().await
+        let rows = context.read_table(provider)?;
+        let rows = match filter {
+            Some(filter) => rows.filter(filter)?,
+            None => rows,
+        };
+        rows.select_columns(&names)?.execute_stream().await
     };
-    query.await.map_err(|error| OpenError::Epoch(EpochError::Query(error)))
+    stream.await.map_err(query)
+}
+
+fn query(error: datafusion::error::DataFusionError) -> OpenError {
+    OpenError::Epoch(EpochError::Query(error))
 }
 
 async fn taken_files(lake: &Lake, settings: &Settings) -> Result<Vec<FileClaim>, OpenError> {
-    use arrow::array::AsArray;
     let [_, _, spec, _] = table_specs(&settings.schema);
     let Some(completion) = latest_completion(lake).await? else { return Ok(Vec::new()) };
     let Some(table) = LakeTable::open(lake, spec.name, spec.partitions).await? else { return Ok(Vec::new()) };

@@ -103,9 +103,27 @@ fn a_lost_index_of_ids_is_rebuilt() {
     let toml = std::fs::read_to_string(project.path().join("ratemill.toml")).unwrap();
     project.write("ratemill.toml", &toml.replace("[epoch]\n", "[epoch]\ndedup_horizon = \"0 seconds\"\n"));
     let engine = Engine::start(project.path());
-    assert!(project.path().join("log/dedup/aged.keys").exists());
+    project.wait_until_ids_aged();
     let answer = engine.send(&events);
     assert_eq!((answer["accepted"].as_u64(), answer["duplicates"].as_u64()), (Some(0), Some(100)));
+    engine.stop();
+}
+
+#[test]
+fn ids_age_while_the_engine_runs_and_stay_known() {
+    let project =
+        Project::new("[http]\nlisten = \"127.0.0.1:0\"\n[epoch]\ninterval = \"200 milliseconds\"\ndedup_horizon = \"0 seconds\"\n");
+    let engine = Engine::start(project.path());
+    let events = september(300);
+    for part in events.chunks(100) {
+        engine.send(part);
+        project.wait_until_ids_aged();
+    }
+    assert_eq!(engine.send(&events)["duplicates"], 300);
+    let mut moved = events[7].clone();
+    moved["time"] = "2026-09-03T04:05:06Z".into();
+    let answer = engine.send(&[moved]);
+    assert_eq!(answer["rejected"][0]["reason"], "identity_conflict", "{answer}");
     engine.stop();
 }
 

@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
+use crate::engine::wait;
+
 /// Where usage of a test lies: September 2026.
 pub const RULE: &str = "CREATE MATERIALIZED VIEW energy
 WITH (window = 'month', timezone = 'UTC', grace = '1 day', effective_from = '2026-09-01')
@@ -45,6 +47,17 @@ impl Project {
     /// With an HTTP listener on a free port.
     pub fn with_http() -> Self {
         Self::new("[http]\nlisten = \"127.0.0.1:0\"\n")
+    }
+
+    /// Files of the index of event ids with this extension.
+    pub fn files_of_ids(&self, extension: &str) -> Vec<PathBuf> {
+        let found = std::fs::read_dir(self.path().join("log/dedup")).unwrap().map(|found| found.unwrap().path());
+        found.filter(|path| path.extension().is_some_and(|other| other == extension)).collect()
+    }
+
+    /// Waits until no ids but those of the last epoch, if any, have to be loaded into memory.
+    pub fn wait_until_ids_aged(&self) {
+        wait("ids age", || !self.files_of_ids("aged").is_empty() && self.files_of_ids("keys").is_empty());
     }
 
     pub fn path(&self) -> &Path {

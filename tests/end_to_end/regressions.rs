@@ -51,16 +51,16 @@ fn a_damaged_index_of_old_ids_is_rebuilt() {
     let events = september(300);
     let engine = Engine::start(project.path());
     engine.send(&events);
+    project.wait_until_ids_aged();
     engine.stop();
-    Engine::start(project.path()).stop();
-    let aged = project.path().join("log/dedup/aged.keys");
-    let bytes = std::fs::read(&aged).unwrap();
-    for damaged in [bytes[..bytes.len() / 2].to_vec(), [&bytes[..100], &[bytes[100] ^ 1], &bytes[101..]].concat()] {
-        std::fs::write(&aged, damaged).unwrap();
+    for damage in [|bytes: &mut Vec<u8>| bytes.truncate(bytes.len() / 2), |bytes: &mut Vec<u8>| bytes[5000] ^= 1] {
+        let aged = project.files_of_ids("aged").remove(0);
+        let mut bytes = std::fs::read(&aged).unwrap();
+        damage(&mut bytes);
+        std::fs::write(&aged, bytes).unwrap();
         let engine = Engine::start(project.path());
         assert_eq!(engine.send(&events)["duplicates"], 300);
         engine.stop();
-        Engine::start(project.path()).stop();
     }
 }
 
