@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use ratemill_connectors::decode::DecodeContext;
 use ratemill_connectors::files::FilesConfig;
-use ratemill_connectors::http::{ApiKey, ApiKeys, HttpLimits};
+use ratemill_connectors::http::{ApiKey, ApiKeyError, ApiKeys, HttpLimits};
 use ratemill_connectors::mapping::FieldRef;
 use ratemill_connectors::mqtt::MqttConfig;
 use ratemill_schemas::nearest::did_you_mean;
@@ -116,6 +116,8 @@ pub struct EpochConfig {
     pub idle: String,
     /// How long event ids stay in memory; older ones are looked up on disk.
     pub dedup_horizon: String,
+    /// Whether usage is folded into open windows as it arrives, instead of read again when they close.
+    pub fold: bool,
 }
 
 impl Default for EpochConfig {
@@ -125,6 +127,7 @@ impl Default for EpochConfig {
             size: "256 MiB".to_owned(),
             idle: "5 minutes".to_owned(),
             dedup_horizon: "40 days".to_owned(),
+            fold: true,
         }
     }
 }
@@ -195,6 +198,9 @@ pub struct KeyConfig {
     pub name: String,
     /// SHA-256 of the key in hexadecimal.
     pub sha256: String,
+    /// Whether it may read charges, too; a meter's key must not.
+    #[serde(default)]
+    pub charges: bool,
 }
 
 /// `[limits]`.
@@ -260,7 +266,8 @@ pub struct Settings {
     pub query_time: i64,
     /// Bytes of a Parquet file.
     pub file_bytes: u64,
-    future_skew: i64,
+    /// How far ahead of the clock an event may be dated, µs.
+    pub future_skew: i64,
     record_bytes: usize,
 }
 
@@ -364,7 +371,8 @@ impl HttpConfig {
     /// # Errors
     /// What is wrong with a hash.
     pub fn api_keys(&self) -> Result<ApiKeys, String> {
-        let keys: Result<Vec<ApiKey>, _> = self.keys.iter().map(|key| ApiKey::new(&key.name, &key.sha256)).collect();
+        let keys: Result<Vec<ApiKey>, ApiKeyError> =
+            self.keys.iter().map(|key| Ok(ApiKey::new(&key.name, &key.sha256)?.reading(key.charges))).collect();
         keys.map(ApiKeys::new).map_err(|error| format!("http.keys: {error}"))
     }
 

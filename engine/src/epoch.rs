@@ -6,10 +6,12 @@
 mod books;
 mod due;
 mod finalized;
+mod folds;
 mod manifest;
 mod moved;
 mod rate;
 mod run;
+mod running;
 mod state;
 mod versions;
 
@@ -17,4 +19,5 @@ pub(crate) use books::{frame_keys, rejection_keys};
 pub use due::Finalize;
 pub use manifest::{Completion, Manifest, latest_completion};
 pub use run::{EpochError, EpochReport, EpochSetup, Epochs, table_specs};
+pub use running::running_rows;
 pub use state::{EngineState, OpenWindow, TableVersions};

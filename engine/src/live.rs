@@ -10,12 +10,13 @@ use ratemill_connectors::files::FileDrop;
 use ratemill_connectors::http::EventsState;
 use ratemill_connectors::mapping::Mapping;
 use ratemill_connectors::mqtt::Mqtt;
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::api::{self, Health};
+use crate::api::{self, Health, Questions, RunningQuestion};
 use crate::capture::CaptureProgress;
-use crate::epoch::{EpochError, EpochReport, Epochs, Finalize};
+use crate::epoch::{EpochError, EpochReport, Epochs, Finalize, running_rows};
 use crate::lake::{LakeError, Location};
 use crate::pipeline::{OpenError, Pipeline};
 
@@ -25,6 +26,9 @@ const DRAIN: Duration = Duration::from_secs(3);
 const LAST_EPOCH: Duration = Duration::from_secs(4);
 /// Time for giving the lake up.
 const RELEASE: Duration = Duration::from_secs(2);
+
+/// Questions that wait while an epoch runs.
+const QUESTIONS: usize = 64;
 
 /// Runs until `stop`; `listening` is told the address of the HTTP listener, `epoch` every report.
 ///
@@ -37,17 +41,29 @@ pub async fn run(
     listening: impl FnOnce(SocketAddr),
     mut epoch: impl FnMut(&EpochReport),
 ) -> Result<(), OpenError> {
+    if pipeline.settings.config.epoch.fold {
+        pipeline.epochs.start_folding(pipeline.settings.future_skew).await?;
+    }
     let connectors = CancellationToken::new();
     let mut tasks: JoinSet<Result<(), String>> = JoinSet::new();
     let ready = Arc::new(AtomicBool::new(false));
     start_mqtt(&pipeline, &connectors, &mut tasks)?;
     start_files(&pipeline, &connectors, &mut tasks)?;
     // Last, since the address is told: whoever reads it may send.
-    start_http(&pipeline, metrics, &ready, &connectors, &mut tasks, listening).await?;
+    let (questions, mut asked) = mpsc::channel(QUESTIONS);
+    start_http(&pipeline, metrics, &ready, questions, &connectors, &mut tasks, listening).await?;
     ready.store(true, Ordering::Release);
     let interval = Duration::from_micros(pipeline.settings.epoch_interval.unsigned_abs());
-    let outcome =
-        epochs(&mut pipeline.epochs, &pipeline.progress, interval, pipeline.settings.epoch_bytes, &stop, &mut tasks, &mut epoch).await;
+    let outcome = epochs(
+        &mut pipeline.epochs,
+        &pipeline.progress,
+        (interval, pipeline.settings.epoch_bytes),
+        &stop,
+        &mut tasks,
+        &mut asked,
+        &mut epoch,
+    )
+    .await;
     ready.store(false, Ordering::Release);
     connectors.cancel();
     let drained = tokio::time::timeout(DRAIN, async { while tasks.join_next().await.is_some() {} }).await;
@@ -73,10 +89,10 @@ pub async fn run(
 async fn epochs(
     epochs: &mut Epochs,
     progress: &CaptureProgress,
-    interval: Duration,
-    bytes_max: u64,
+    (interval, bytes_max): (Duration, u64),
     stop: &CancellationToken,
     tasks: &mut JoinSet<Result<(), String>>,
+    asked: &mut mpsc::Receiver<RunningQuestion>,
     report: &mut impl FnMut(&EpochReport),
 ) -> Result<(), OpenError> {
     let mut pause = interval;
@@ -87,6 +103,7 @@ async fn epochs(
                 () = stop.cancelled() => return Ok(()),
                 () = tokio::time::sleep_until(begun + pause) => break,
                 () = progress.grown.notified() => if progress.undrained_bytes.load(Ordering::Acquire) >= bytes_max { break },
+                Some(question) = asked.recv() => answer(epochs, question).await,
                 Some(ended) = tasks.join_next() => {
                     match ended {
                         Ok(Ok(())) => {}
@@ -116,10 +133,24 @@ async fn epochs(
     }
 }
 
+/// Answers with the running charges of a rule, or of all.
+async fn answer(epochs: &Epochs, question: RunningQuestion) {
+    if question.answer.is_closed() {
+        return;
+    }
+    let started = std::time::Instant::now();
+    let charges = epochs.running(question.rule.as_deref()).await.map_err(|error| error.to_string());
+    let rows = charges.and_then(|charges| running_rows(&charges).map_err(|error| error.to_string()));
+    metrics::histogram!("ratemill_running_charges_duration_seconds").record(started.elapsed());
+    // Who asked may be gone.
+    let _ = question.answer.send(rows);
+}
+
 async fn start_http(
     pipeline: &Pipeline,
     metrics: PrometheusHandle,
     ready: &Arc<AtomicBool>,
+    questions: mpsc::Sender<RunningQuestion>,
     stop: &CancellationToken,
     tasks: &mut JoinSet<Result<(), String>>,
     listening: impl FnOnce(SocketAddr),
@@ -134,7 +165,9 @@ async fn start_http(
         keys: http.api_keys().map_err(OpenError::Connector)?,
         limits: http.limits().map_err(OpenError::Connector)?,
     };
-    let routes = api::routes(Arc::new(events), Health { ready: Arc::clone(ready), metrics });
+    let rules = pipeline.epochs.project().rules.iter().map(|rule| rule.name.clone()).collect();
+    let questions = Questions { queue: questions, keys: events.keys.clone(), rules };
+    let routes = api::routes(Arc::new(events), Health { ready: Arc::clone(ready), metrics }, questions);
     let (listener, address) =
         api::listen(http.listen).await.map_err(|error| OpenError::Connector(format!("http.listen = \"{}\": {error}", http.listen)))?;
     listening(address);

@@ -18,6 +18,7 @@ mod mqtt;
 mod project;
 mod regressions;
 mod rules;
+mod running;
 mod servers;
 mod structure;
 mod wrong_rules;

@@ -6,11 +6,12 @@ use subtle::ConstantTimeEq;
 
 use super::Problem;
 
-/// One key that may send usage.
+/// One key that may send usage, and read charges where it is said.
 #[derive(Debug, Clone)]
 pub struct ApiKey {
     name: String,
     sha256: [u8; 32],
+    reads: bool,
 }
 
 /// A key hash that is not one.
@@ -28,7 +29,14 @@ impl ApiKey {
     pub fn new(name: &str, sha256: &str) -> Result<Self, ApiKeyError> {
         let mut digest = [0; 32];
         hex::decode_to_slice(sha256, &mut digest).map_err(|_| ApiKeyError { name: name.to_owned() })?;
-        Ok(Self { name: name.to_owned(), sha256: digest })
+        Ok(Self { name: name.to_owned(), sha256: digest, reads: false })
+    }
+
+    /// Whether it may read charges.
+    #[must_use]
+    pub fn reading(mut self, reads: bool) -> Self {
+        self.reads = reads;
+        self
     }
 }
 
@@ -48,6 +56,24 @@ impl ApiKeys {
     /// # Errors
     /// A 401 problem.
     pub fn check(&self, headers: &HeaderMap) -> Result<Option<&str>, Problem> {
+        Ok(self.caller(headers)?.map(|key| key.name.as_str()))
+    }
+
+    /// That the caller may read charges.
+    ///
+    /// # Errors
+    /// A 401 problem, or 403 where the key only sends usage.
+    pub fn check_reading(&self, headers: &HeaderMap) -> Result<(), Problem> {
+        match self.caller(headers)? {
+            Some(key) if !key.reads => {
+                let detail = format!("the key `{}` sends usage; a key with `charges = true` reads charges", key.name);
+                Err(Problem::new(StatusCode::FORBIDDEN, "Forbidden", detail))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn caller(&self, headers: &HeaderMap) -> Result<Option<&ApiKey>, Problem> {
         if self.0.is_empty() {
             return Ok(None);
         }
@@ -60,7 +86,7 @@ impl ApiKeys {
         let digest = Sha256::digest(token.trim_ascii());
         // Every key is compared, so that the time tells nothing.
         let found = self.0.iter().fold(None, |found, key| if bool::from(key.sha256.ct_eq(&digest[..])) { Some(key) } else { found });
-        found.map(|key| Some(key.name.as_str())).ok_or_else(|| refused("the API key is not known"))
+        found.map(Some).ok_or_else(|| refused("the API key is not known"))
     }
 }
 

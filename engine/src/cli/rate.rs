@@ -227,7 +227,7 @@ fn summary(reports: &[EpochReport]) {
 
 /// Shows what the windows that stay open would be charged by now.
 async fn provisional(pipeline: &Pipeline) -> Result<(), Failure> {
-    let open = pipeline.epochs.provisional().await.map_err(|error| match error {
+    let open = pipeline.epochs.running(None).await.map_err(|error| match error {
         EpochError::Rate(error) => Failure::rules(error),
         other => Failure::failed(other),
     })?;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use arrow::array::{AsArray, RecordBatch};
 use arrow::compute::concat_batches;
 use arrow::datatypes::TimestampMicrosecondType;
+use datafusion::catalog::TableProvider;
 use datafusion::common::ScalarValue;
 use datafusion::prelude::{col, lit};
 use ratemill_rules::session::session;
@@ -21,7 +22,7 @@ use super::state::EngineState;
 use crate::ledger::{self, Posting};
 
 /// Charges that this epoch evaluated, by rule and window.
-type Evaluated = HashMap<String, BTreeMap<RuleWindow, RecordBatch>>;
+pub(super) type Evaluated = HashMap<String, BTreeMap<RuleWindow, RecordBatch>>;
 
 impl Epochs {
     /// Evaluates the manifest's windows and returns the rows that the ledger needs.
@@ -63,13 +64,14 @@ impl Epochs {
                 continue;
             }
             let windows: Vec<Window> = tasks.iter().map(|task| task.window.window).collect::<BTreeSet<Window>>().into_iter().collect();
-            let evaluator = self.evaluator(Arc::clone(&project), &read, &windows, state, &evaluated).await?;
-            let mut results: HashMap<Window, RecordBatch> = HashMap::new();
-            match evaluator.evaluate(rule, &windows).await {
+            let evaluator = self.evaluator(Arc::clone(&project), self.tables.usage.provider()?, &read, &windows, state, &evaluated).await?;
+            let mut results = self.from_folds(&project, rule, &tasks, &evaluator).await;
+            let rest: Vec<Window> = windows.iter().copied().filter(|window| !results.contains_key(window)).collect();
+            match evaluator.evaluate(rule, &rest).await {
                 Ok(found) => results.extend(found.into_iter().map(|result| (result.window, result.charges))),
                 // A mistake of one rule stands in no other's way, and one of a window in no other window's.
                 Err(_) => {
-                    for window in &windows {
+                    for window in &rest {
                         match evaluator.evaluate(rule, std::slice::from_ref(window)).await {
                             Ok(found) => results.extend(found.into_iter().map(|result| (result.window, result.charges))),
                             Err(error) => {
@@ -102,6 +104,36 @@ impl Epochs {
             }
         }
         Ok(postings)
+    }
+
+    /// The charges of windows that close and are folded; what fails here is read from the table, for a better message.
+    async fn from_folds(
+        &self,
+        project: &Arc<RuleProject>,
+        rule: &Rule,
+        tasks: &[&WindowTask],
+        evaluator: &Evaluator,
+    ) -> HashMap<Window, RecordBatch> {
+        let mut windows: BTreeSet<Window> = tasks.iter().map(|task| task.window.window).collect();
+        for task in tasks.iter().filter(|task| task.cause != "window closed") {
+            windows.remove(&task.window.window);
+        }
+        windows.retain(|window| self.folds.holds(rule, *window));
+        if !Arc::ptr_eq(project, &self.project) || windows.is_empty() {
+            return HashMap::new();
+        }
+        let windows: Vec<Window> = windows.into_iter().collect();
+        match self.folds.evaluate(rule, &windows, evaluator).await {
+            Some(Ok(found)) => {
+                metrics::counter!("ratemill_windows_folded_total").increment(found.len() as u64);
+                found.into_iter().map(|result| (result.window, result.charges)).collect()
+            }
+            Some(Err(error)) => {
+                tracing::debug!(%error, "folded windows are read again");
+                HashMap::new()
+            }
+            None => HashMap::new(),
+        }
     }
 
     /// The windows of a rule that failed stay as they were, and late ones are tried again.
@@ -147,47 +179,19 @@ impl Epochs {
         })
     }
 
-    /// What the open windows would be charged now; nothing is written.
-    ///
-    /// # Errors
-    /// [`EpochError`].
-    pub async fn provisional(&self) -> Result<Vec<(String, WindowCharges)>, EpochError> {
-        let mut results = Vec::new();
-        for rule in self.project.rules.iter().filter(|rule| rule.options.provisional) {
-            let open: Vec<&RuleWindow> = self
-                .state
-                .open
-                .iter()
-                .filter(|open| open.rule == rule.name && rule.in_force_at(open.window.window.start))
-                .map(|open| &open.window)
-                .collect();
-            let windows: Vec<Window> = open.iter().map(|rated| rated.window).collect::<BTreeSet<_>>().into_iter().collect();
-            let read = closure(&self.project, rule);
-            let evaluator = self.evaluator(Arc::clone(&self.project), &read, &windows, &self.state, &Evaluated::new()).await?;
-            let evaluated = evaluator.evaluate(rule, &windows).await?;
-            for rated in open {
-                for result in evaluated.iter().filter(|result| result.window == rated.window) {
-                    let charges = of_contract(&result.charges, rated).map_err(|source| EpochError::Arrow { epoch: self.last, source })?;
-                    results.push((rule.name.clone(), WindowCharges { window: rated.window, charges }));
-                }
-            }
-        }
-        Ok(results)
-    }
-
     /// An evaluator that takes the charges of the rules that are read as they are published, or as this epoch has just
     /// evaluated them; only what is not published is evaluated for the reader.
-    async fn evaluator(
+    pub(super) async fn evaluator(
         &self,
         project: Arc<RuleProject>,
+        usage: Arc<dyn TableProvider>,
         read: &BTreeSet<String>,
         windows: &[Window],
         state: &EngineState,
         evaluated: &Evaluated,
     ) -> Result<Evaluator, EpochError> {
         let arrow = |source| EpochError::Arrow { epoch: self.last, source };
-        let mut evaluator =
-            Evaluator::new(Arc::clone(&self.runtime), self.limits.clone(), Arc::clone(&project), self.tables.usage.provider()?);
+        let mut evaluator = Evaluator::new(Arc::clone(&self.runtime), self.limits.clone(), Arc::clone(&project), usage);
         let (Some(first), Some(last)) = (windows.iter().map(|w| w.start).min(), windows.iter().map(|w| w.end).max()) else {
             return Ok(evaluator);
         };
@@ -313,7 +317,7 @@ fn union(parts: &[RecordBatch]) -> Result<RecordBatch, arrow::error::ArrowError>
 }
 
 /// Every rule whose charges `rule` reads, itself or through others.
-fn closure(project: &RuleProject, rule: &Rule) -> BTreeSet<String> {
+pub(super) fn closure(project: &RuleProject, rule: &Rule) -> BTreeSet<String> {
     let mut read = BTreeSet::new();
     let mut next: Vec<&String> = rule.upstream.iter().chain(&rule.earlier).collect();
     while let Some(name) = next.pop() {
@@ -327,7 +331,7 @@ fn closure(project: &RuleProject, rule: &Rule) -> BTreeSet<String> {
 }
 
 /// How many rules lie before a rule: what it reads is rated before it.
-fn depth(project: &RuleProject, name: &str) -> usize {
+pub(super) fn depth(project: &RuleProject, name: &str) -> usize {
     let versions = project.rules.iter().filter(|rule| rule.name == name);
     versions.map(|rule| closure(project, rule).iter().filter(|read| *read != name).count()).max().unwrap_or(0)
 }

@@ -17,6 +17,7 @@ use ratemill_schemas::{EventHasher, EventKey, UsageSchema, charges, rejected, ti
 
 use super::books::{check_books, claims_batch, frame_keys, merge_days};
 use super::due::{self, Finalize};
+use super::folds::Folds;
 use super::manifest::{Completion, Manifest, completion_name, encode, manifest_name, read};
 use super::moved::MovedSubjects;
 use super::state::{EngineState, TableVersions};
@@ -131,6 +132,8 @@ pub struct Epochs {
     pub(super) former: Vec<Rule>,
     /// Subjects whose published billing periods are of another contract than theirs by now.
     pub(super) moved: MovedSubjects,
+    /// Open windows as folded state; none in a batch, which reads its usage once anyway.
+    pub(super) folds: Folds,
     /// A manifest that is written, but not completed: it is finished before anything else.
     pub(super) unfinished: Option<Manifest>,
     /// Windows whose rule failed since the start: not tried again before there is new usage.
@@ -248,6 +251,7 @@ impl Epochs {
             unfinished: None,
             former: Vec::new(),
             moved: MovedSubjects::default(),
+            folds: Folds::default(),
             failed: HashSet::new(),
         };
         epochs.keep_versions().await?;
@@ -258,6 +262,26 @@ impl Epochs {
         epochs.load_former().await;
         epochs.load_moved().await?;
         Ok(epochs)
+    }
+
+    /// Folds usage into open windows from now on, starting with what the lake has of them; an event may be dated up to
+    /// `future_skew` (µs) ahead of the clock.
+    ///
+    /// # Errors
+    /// [`EpochError`] when the usage of open windows cannot be read.
+    pub async fn start_folding(&mut self, future_skew: i64) -> Result<(), EpochError> {
+        let present = || self.project.rules.iter().map(|rule| (rule.name.clone(), rule.version.clone())).collect();
+        let rated = match read::<Manifest>(&self.lake, &manifest_name(self.last)).await? {
+            Some(manifest) if manifest.functions == FUNCTIONS_VERSION => manifest.rules,
+            Some(_) => Vec::new(),
+            // Nothing was stored yet that a rule could have missed.
+            None if self.last == 0 => present(),
+            None => Vec::new(),
+        };
+        let until = time::now().saturating_add(future_skew);
+        self.folds = Folds::plan(&self.project, &self.runtime, &self.limits).await;
+        let usage = self.tables.usage.provider()?;
+        self.folds.rebuild(usage, &self.state, &rated, until, (&self.runtime, &self.limits)).await
     }
 
     /// The state after the last epoch.
@@ -379,7 +403,7 @@ impl Epochs {
         }))
     }
 
-    fn usage_of(&self, epoch: i64, frames: &[Frame]) -> Result<Vec<RecordBatch>, EpochError> {
+    pub(super) fn usage_of(&self, epoch: i64, frames: &[Frame]) -> Result<Vec<RecordBatch>, EpochError> {
         frames
             .iter()
             .filter_map(|frame| frame.stored_usage(&self.schema).transpose())
@@ -406,6 +430,7 @@ impl Epochs {
             self.tables.files.append(&[claims], APPLICATION, epoch).await?;
         }
         let mut state = manifest.state.clone();
+        self.folds.follow(manifest.from, manifest.to, &merged, &state).await?;
         let mut failures = Vec::new();
         let postings = self.rate(&manifest, &mut state, &mut failures).await?;
         if !postings.is_empty() {
@@ -446,6 +471,7 @@ impl Epochs {
         let name = completion_name(manifest.epoch);
         self.lake.create(&name, encode(&name, &completion)?).await?;
         self.last = manifest.epoch;
+        self.folds.keep_open(&state);
         self.state = state;
         let mut keys: Vec<EventKey> = Vec::new();
         for frame in frames {

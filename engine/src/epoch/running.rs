@@ -1,0 +1,138 @@
+//! Running charges: what open windows come to by now, with all usage that is acknowledged. Nothing is written.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use arrow::array::{ArrayRef, RecordBatch, StringArray, TimestampMicrosecondArray};
+use arrow::compute::concat_batches;
+use arrow::datatypes::{DataType, Field, Schema};
+use datafusion::catalog::TableProvider;
+use ratemill_rules::session::session;
+use ratemill_rules::{Evaluator, Rule, RuleWindow, WindowCharges};
+use ratemill_schemas::Window;
+use ratemill_schemas::time::instant_type;
+
+use super::books::of_contract;
+use super::due;
+use super::finalized::Finalized;
+use super::manifest::WindowTask;
+use super::rate::{Evaluated, closure, depth};
+use super::run::{EpochError, Epochs};
+use crate::log;
+
+impl Epochs {
+    /// The charges of open windows by rule, rules that are read first; of one rule, where `only` names it. Rules with
+    /// `emit = 'final'` are left out.
+    ///
+    /// # Errors
+    /// [`EpochError`].
+    pub async fn running(&self, only: Option<&str>) -> Result<Vec<(String, WindowCharges)>, EpochError> {
+        let frames = log::read_range(&self.log_folder, self.state.position, self.progress.position.load(Ordering::Acquire), u64::MAX)?;
+        let tail = self.usage_of(self.last, &frames)?;
+        let mut state = self.state.clone();
+        let touched = due::touched(&self.project.rules, &self.project.reference, &state, &self.moved, &tail)?;
+        // What is late becomes a correction with the next epoch.
+        due::note_usage(&mut state, touched, None);
+        let usage = self.usage_with(&tail)?;
+        let wanted: Option<BTreeSet<String>> = only.map(|name| {
+            let of_rule = self.project.rules.iter().filter(|rule| rule.name == name);
+            of_rule.flat_map(|rule| closure(&self.project, rule)).chain([name.to_owned()]).collect()
+        });
+        let mut rules: Vec<&Rule> = self.project.rules.iter().collect();
+        rules.retain(|rule| wanted.as_ref().is_none_or(|wanted| wanted.contains(&rule.name)));
+        rules.sort_by_key(|rule| depth(&self.project, &rule.name));
+        let mut evaluated = Evaluated::new();
+        let mut results = Vec::new();
+        for rule in rules {
+            let open: Vec<RuleWindow> = state
+                .open
+                .iter()
+                .filter(|open| open.rule == rule.name && rule.in_force_at(open.window.window.start))
+                .map(|open| open.window.clone())
+                .collect();
+            let windows: Vec<Window> = open.iter().map(|rated| rated.window).collect::<BTreeSet<_>>().into_iter().collect();
+            if windows.is_empty() {
+                continue;
+            }
+            let read = closure(&self.project, rule);
+            let evaluator = self.evaluator(Arc::clone(&self.project), Arc::clone(&usage), &read, &windows, &state, &evaluated).await?;
+            let charges = self.charges_now(rule, &tail, &windows, &evaluator).await?;
+            let mut by_window: BTreeMap<RuleWindow, RecordBatch> = BTreeMap::new();
+            for rated in open {
+                let Some(result) = charges.iter().find(|result| result.window == rated.window) else { continue };
+                let charges = of_contract(&result.charges, &rated).map_err(|source| EpochError::Arrow { epoch: self.last, source })?;
+                if rule.options.provisional && only.is_none_or(|only| only == rule.name) {
+                    results.push((rule.name.clone(), WindowCharges { window: rated.window, charges: charges.clone() }));
+                }
+                // Readers take it as they take what an epoch has just published.
+                state.finalize(Finalized::window(&self.as_task(rule, &rated), true));
+                by_window.insert(rated, charges);
+            }
+            evaluated.entry(rule.name.clone()).or_default().extend(by_window);
+        }
+        Ok(results)
+    }
+
+    /// From the folded state and the usage after it; else from all usage.
+    async fn charges_now(
+        &self,
+        rule: &Rule,
+        tail: &[RecordBatch],
+        windows: &[Window],
+        evaluator: &Evaluator,
+    ) -> Result<Vec<WindowCharges>, EpochError> {
+        if windows.iter().all(|window| self.folds.holds(rule, *window))
+            && let Some(Ok(charges)) = self.folds.evaluate_with(rule, tail, windows, evaluator).await
+        {
+            return Ok(charges);
+        }
+        Ok(evaluator.evaluate(rule, windows).await?)
+    }
+
+    /// The `usage` table and what came after it.
+    fn usage_with(&self, tail: &[RecordBatch]) -> Result<Arc<dyn TableProvider>, EpochError> {
+        let usage = self.tables.usage.provider()?;
+        let Some(first) = tail.first() else { return Ok(usage) };
+        let context = session(Arc::clone(&self.runtime), &self.limits);
+        let names: Vec<&str> = first.schema_ref().fields().iter().map(|field| field.name().as_str()).collect();
+        let tail = concat_batches(&first.schema(), tail).map_err(|source| EpochError::Arrow { epoch: self.last, source })?;
+        let stored = context.read_table(usage)?.select_columns(&names)?;
+        Ok(stored.union(context.read_batch(tail)?)?.into_view())
+    }
+
+    fn as_task(&self, rule: &Rule, rated: &RuleWindow) -> WindowTask {
+        WindowTask {
+            rule: rule.name.clone(),
+            rule_version: rule.version.clone(),
+            reference_version: self.project.reference.version().to_owned(),
+            window: rated.clone(),
+            cause: "window closed".to_owned(),
+        }
+    }
+}
+
+/// Running charges as one batch of a rule's columns, led by `rule`, `window_start` and `window_end`.
+///
+/// # Errors
+/// When the batches do not fit together.
+pub fn running_rows(charges: &[(String, WindowCharges)]) -> Result<Vec<RecordBatch>, arrow::error::ArrowError> {
+    charges
+        .iter()
+        .filter(|(_, result)| result.charges.num_rows() > 0)
+        .map(|(rule, WindowCharges { window, charges })| {
+            let rows = charges.num_rows();
+            let bound = |instant| Arc::new(TimestampMicrosecondArray::from_value(instant, rows).with_timezone("UTC")) as ArrayRef;
+            let mut fields = vec![
+                Field::new("rule", DataType::Utf8, false),
+                Field::new("window_start", instant_type(), false),
+                Field::new("window_end", instant_type(), false),
+            ];
+            fields.extend(charges.schema().fields().iter().map(|field| field.as_ref().clone()));
+            let mut columns =
+                vec![Arc::new(StringArray::from(vec![rule.as_str(); rows])) as ArrayRef, bound(window.start), bound(window.end)];
+            columns.extend(charges.columns().iter().cloned());
+            RecordBatch::try_new(Arc::new(Schema::new(fields)), columns)
+        })
+        .collect()
+}
