@@ -118,6 +118,8 @@ pub struct EpochConfig {
     pub dedup_horizon: String,
     /// Whether usage is folded into open windows as it arrives, instead of read again when they close.
     pub fold: bool,
+    /// How often the state of open windows is kept for the next start.
+    pub checkpoint: String,
 }
 
 impl Default for EpochConfig {
@@ -128,6 +130,7 @@ impl Default for EpochConfig {
             idle: "5 minutes".to_owned(),
             dedup_horizon: "40 days".to_owned(),
             fold: true,
+            checkpoint: "5 minutes".to_owned(),
         }
     }
 }
@@ -254,6 +257,8 @@ pub struct Settings {
     pub epoch_interval: i64,
     /// Bytes of log that make an epoch.
     pub epoch_bytes: u64,
+    /// Time between checkpoints of open windows, µs.
+    pub checkpoint_interval: i64,
     /// Silence after which an input no longer holds the watermark back, µs.
     pub idle: i64,
     /// Time that ids stay in memory, µs.
@@ -339,6 +344,7 @@ impl Settings {
             log_quota: bytes("log.quota", &config.log.quota)?,
             epoch_interval: duration("epoch.interval", &config.epoch.interval)?.max(10_000),
             epoch_bytes: bytes("epoch.size", &config.epoch.size)?,
+            checkpoint_interval: duration("epoch.checkpoint", &config.epoch.checkpoint)?,
             idle: duration("epoch.idle", &config.epoch.idle)?,
             dedup_horizon: duration("epoch.dedup_horizon", &config.epoch.dedup_horizon)?,
             queue_bytes: size("limits.queue_size", &limits.queue_size)?,

@@ -4,6 +4,7 @@
 //! epoch. Every commit carries the epoch's number as an application transaction and happens once.
 
 mod books;
+mod checkpoint;
 mod due;
 mod finalized;
 mod folds;
@@ -20,4 +21,4 @@ pub use due::Finalize;
 pub use manifest::{Completion, Manifest, latest_completion};
 pub use run::{EpochError, EpochReport, EpochSetup, Epochs, table_specs};
 pub use running::running_rows;
-pub use state::{EngineState, OpenWindow, TableVersions};
+pub use state::{EngineState, OpenWindow, TableVersions, Tracked};

@@ -190,6 +190,17 @@ impl Lake {
         }
     }
 
+    /// Removes a small file, if it is there.
+    ///
+    /// # Errors
+    /// [`LakeError::Store`].
+    pub async fn remove(&self, name: &str) -> Result<(), LakeError> {
+        match self.location.store.delete(&self.location.child(name)).await {
+            Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
     /// Names of the files directly in `folder`, sorted.
     ///
     /// # Errors

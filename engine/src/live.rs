@@ -27,6 +27,8 @@ const LAST_EPOCH: Duration = Duration::from_secs(4);
 /// Time for giving the lake up.
 const RELEASE: Duration = Duration::from_secs(2);
 
+/// Time for keeping the state of open windows at the end.
+const LAST_CHECKPOINT: Duration = Duration::from_secs(2);
 /// Questions that wait while an epoch runs.
 const QUESTIONS: usize = 64;
 
@@ -42,7 +44,7 @@ pub async fn run(
     mut epoch: impl FnMut(&EpochReport),
 ) -> Result<(), OpenError> {
     if pipeline.settings.config.epoch.fold {
-        pipeline.epochs.start_folding(pipeline.settings.future_skew).await?;
+        pipeline.epochs.start_folding().await?;
     }
     let connectors = CancellationToken::new();
     let mut tasks: JoinSet<Result<(), String>> = JoinSet::new();
@@ -54,10 +56,11 @@ pub async fn run(
     start_http(&pipeline, metrics, &ready, questions, &connectors, &mut tasks, listening).await?;
     ready.store(true, Ordering::Release);
     let interval = Duration::from_micros(pipeline.settings.epoch_interval.unsigned_abs());
+    let checkpoints = Duration::from_micros(pipeline.settings.checkpoint_interval.unsigned_abs());
     let outcome = epochs(
         &mut pipeline.epochs,
         &pipeline.progress,
-        (interval, pipeline.settings.epoch_bytes),
+        (interval, checkpoints, pipeline.settings.epoch_bytes),
         &stop,
         &mut tasks,
         &mut asked,
@@ -74,7 +77,14 @@ pub async fn run(
     if outcome.is_ok() {
         // What was accepted up to now goes into the lake, so that it is drained; else the log keeps it.
         match tokio::time::timeout(LAST_EPOCH, pipeline.epochs.run(Finalize::Live)).await {
-            Ok(Ok(reports)) => reports.iter().for_each(&mut epoch),
+            Ok(Ok(reports)) => {
+                reports.iter().for_each(&mut epoch);
+                match tokio::time::timeout(LAST_CHECKPOINT, pipeline.epochs.save_checkpoint()).await {
+                    Ok(Ok(())) => {}
+                    Ok(Err(error)) => tracing::warn!(%error, "no checkpoint; the next start reads the usage of open windows again"),
+                    Err(_) => tracing::warn!("no time for a checkpoint; the next start reads the usage of open windows again"),
+                }
+            }
             Ok(Err(error)) => tracing::error!(%error, "the last epoch failed; the usage log keeps what is not in the lake"),
             Err(_) => tracing::error!("the lake did not answer in time; the usage log keeps what is not in it"),
         }
@@ -89,13 +99,14 @@ pub async fn run(
 async fn epochs(
     epochs: &mut Epochs,
     progress: &CaptureProgress,
-    (interval, bytes_max): (Duration, u64),
+    (interval, checkpoints, bytes_max): (Duration, Duration, u64),
     stop: &CancellationToken,
     tasks: &mut JoinSet<Result<(), String>>,
     asked: &mut mpsc::Receiver<RunningQuestion>,
     report: &mut impl FnMut(&EpochReport),
 ) -> Result<(), OpenError> {
     let mut pause = interval;
+    let mut kept_at = tokio::time::Instant::now();
     loop {
         let begun = tokio::time::Instant::now();
         loop {
@@ -122,6 +133,12 @@ async fn epochs(
             Ok(reports) => {
                 reports.iter().for_each(&mut *report);
                 pause = interval;
+                if kept_at.elapsed() >= checkpoints && !reports.is_empty() {
+                    kept_at = tokio::time::Instant::now();
+                    if let Err(error) = epochs.save_checkpoint().await {
+                        tracing::warn!(%error, "no checkpoint; it is tried again");
+                    }
+                }
             }
             Err(EpochError::Lake(error @ (LakeError::Fenced { .. } | LakeError::Held(_)))) => return Err(error.into()),
             Err(error) => {

@@ -130,6 +130,7 @@ impl Pipeline {
             calendar: InvoicingCalendar::new(zone),
             limits: SessionLimits { memory_bytes: settings.query_bytes, ..SessionLimits::default() },
             idle: settings.idle,
+            future_skew: settings.future_skew,
             epoch_bytes: settings.epoch_bytes,
             inputs: inputs(&settings),
         };

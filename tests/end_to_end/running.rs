@@ -122,3 +122,54 @@ fn folded_windows_are_charged_as_windows_that_are_read() {
     engine.stop();
     assert_eq!(of_september(&project), expected);
 }
+
+#[test]
+fn checkpoints_save_reading_and_a_damaged_one_changes_nothing() {
+    let project = Project::new("[epoch]\ninterval = \"100 milliseconds\"\ncheckpoint = \"0 seconds\"\n[http]\nlisten = \"127.0.0.1:0\"\n");
+    project.write("rules/energy.sql", &RULE.replace("1 day", "3650 days"));
+    let log = || std::fs::read_to_string(project.path().join("engine.stderr")).unwrap();
+    let folded = || -> Vec<String> { log().lines().filter(|line| line.contains("open windows are folded")).map(str::to_owned).collect() };
+    let checkpoints = || -> Vec<std::path::PathBuf> {
+        let found = std::fs::read_dir(project.path().join("lake/checkpoints")).unwrap().map(|found| found.unwrap().path());
+        let mut found: Vec<_> = found.filter(|path| path.is_dir() && std::fs::read_dir(path).unwrap().next().is_some()).collect();
+        found.sort();
+        found
+    };
+    let mut amount = 5;
+    let mut round = |id: usize, spoil: &dyn Fn()| {
+        let engine = Engine::start(project.path());
+        engine.send(&[kwh(&format!("e{id}"), "m1", "2026-09-03T10:00:00Z", "10")]);
+        amount += 3;
+        assert_eq!(running(&engine, "?rule=energy")[0]["amount"], json!(amount.to_string()), "round {id}");
+        engine.stop();
+        spoil();
+    };
+    round(0, &|| assert!(!checkpoints().is_empty()));
+    round(1, &|| {});
+    assert!(folded()[1].contains("events=0"), "{}", folded()[1]);
+    // The newest is damaged: everything is read again.
+    round(2, &|| {
+        let newest = checkpoints().pop().unwrap();
+        for state in std::fs::read_dir(newest).unwrap() {
+            let path = state.unwrap().path();
+            let mut bytes = std::fs::read(&path).unwrap();
+            let last = bytes.len() - 9;
+            bytes[last] ^= 1;
+            std::fs::write(path, bytes).unwrap();
+        }
+    });
+    round(3, &|| {
+        // The newest is away: the older one is taken, and what came after it is read.
+        let newest = checkpoints().pop().unwrap();
+        std::fs::remove_file(newest.with_extension("json")).unwrap();
+    });
+    round(4, &|| {});
+    round(5, &|| {
+        // A version that nobody knows is passed over.
+        let newest = checkpoints().pop().unwrap().with_extension("json");
+        let text = std::fs::read_to_string(&newest).unwrap();
+        std::fs::write(&newest, text.replace("\"format\":1", "\"format\":999")).unwrap();
+    });
+    round(6, &|| assert!(checkpoints().len() <= 3, "{:?}", checkpoints()));
+    assert!(folded()[3].contains("events=") && !folded()[3].contains("events=0"), "{}", folded()[3]);
+}

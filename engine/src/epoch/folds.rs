@@ -27,19 +27,23 @@ const ROWS_AT_ONCE: usize = 1 << 16;
 /// The state of every rule that can be folded.
 #[derive(Debug, Default)]
 pub(super) struct Folds {
-    rules: Vec<RuleFold>,
+    pub(super) rules: Vec<RuleFold>,
     /// Position of the log up to which usage is in the state.
-    position: i64,
+    pub(super) position: i64,
 }
 
 #[derive(Debug)]
-struct RuleFold {
-    fold: Arc<Fold>,
-    state: FoldState,
+pub(super) struct RuleFold {
+    pub(super) fold: Arc<Fold>,
+    pub(super) state: FoldState,
     /// Open windows that have usage, and whether all of it is in the state.
-    known: BTreeMap<Window, bool>,
+    pub(super) known: BTreeMap<Window, bool>,
     /// A window from this time on that has its first usage now had none before, µs UTC.
-    fresh_from: i64,
+    pub(super) fresh_from: i64,
+    /// Usage could not be folded: nothing is held until the next start.
+    is_given_up: bool,
+    /// It came out of a checkpoint.
+    pub(super) is_loaded: bool,
     /// The open windows that were folded into last.
     open: Option<(Vec<Window>, OpenWindows)>,
 }
@@ -52,7 +56,15 @@ impl Folds {
             match Fold::of(Arc::clone(runtime), limits.clone(), Arc::clone(project), rule).await {
                 Ok(fold) => {
                     let fold = Arc::new(fold);
-                    rules.push(RuleFold { state: fold.state(), fold, known: BTreeMap::new(), fresh_from: i64::MAX, open: None });
+                    rules.push(RuleFold {
+                        state: fold.state(),
+                        fold,
+                        known: BTreeMap::new(),
+                        fresh_from: i64::MAX,
+                        is_given_up: false,
+                        is_loaded: false,
+                        open: None,
+                    });
                 }
                 Err(reason) => tracing::info!(rule = rule.name, %reason, "open windows of this rule are read again"),
             }
@@ -60,44 +72,66 @@ impl Folds {
         Self { rules, position: 0 }
     }
 
-    /// Makes the state anew from the `usage` table. `rated` are the versions of rules that the last epoch knew: of these,
-    /// every window with usage is in `state`. Of others, a window counts from `until` on, which no event has reached yet.
-    pub(super) async fn rebuild(
+    /// Brings the state to the position of `state`: rules that were loaded have usage up to `loaded`, the others none.
+    /// Returns how many events were read.
+    pub(super) async fn catch_up(
         &mut self,
         usage: Arc<dyn TableProvider>,
         state: &EngineState,
-        rated: &[(String, String)],
-        until: i64,
-        (runtime, limits): (&Arc<RuntimeEnv>, &SessionLimits),
-    ) -> Result<(), EpochError> {
+        loaded: i64,
+        session: (&Arc<RuntimeEnv>, &SessionLimits),
+    ) -> Result<usize, EpochError> {
         for rule in &mut self.rules {
-            let of_rule = rule.fold.rule();
-            let is_rated = rated.iter().any(|(name, version)| *name == of_rule.name && *version == of_rule.version);
-            rule.fresh_from = if is_rated { i64::MIN } else { until };
-            rule.known = open_windows(of_rule, state).into_iter().map(|window| (window, is_rated)).collect();
+            rule.fresh_from = state.fresh_from(&rule.fold.rule().name, &rule.fold.rule().version);
+            if rule.is_loaded {
+                // Of windows that opened since, the state has no usage yet.
+                rule.open = None;
+            } else {
+                // Whatever the table has of an open window is read.
+                rule.known = open_windows(rule.fold.rule(), state).into_iter().map(|window| (window, true)).collect();
+                rule.open_known()?;
+            }
+        }
+        let older = self.read(Arc::clone(&usage), (0, loaded), session).await?;
+        for rule in self.rules.iter_mut().filter(|rule| rule.is_loaded) {
+            rule.note_open(state);
             rule.open_known()?;
         }
+        let newer = self.read(usage, (loaded, state.position), session).await?;
         self.position = state.position;
-        let held = self.rules.iter().flat_map(|rule| rule.held().map(|window| (window.start, window.end)));
-        let Some((from, to)) = held.reduce(|(from, to), (start, end)| (from.min(start), to.max(end))) else { return Ok(()) };
+        self.keep_open(state);
+        Ok(older + newer)
+    }
+
+    /// Folds the events of these positions into the windows that are open for folding.
+    async fn read(
+        &mut self,
+        usage: Arc<dyn TableProvider>,
+        (from, to): (i64, i64),
+        (runtime, limits): (&Arc<RuntimeEnv>, &SessionLimits),
+    ) -> Result<usize, EpochError> {
+        let open = self.rules.iter().filter_map(|rule| rule.open.as_ref()).flat_map(|(windows, _)| windows);
+        let span = open.map(|window| (window.start, window.end)).reduce(|(from, to), (start, end)| (from.min(start), to.max(end)));
+        let Some((start, end)) = span.filter(|_| from < to) else { return Ok(0) };
         let instant = |micros| lit(ScalarValue::TimestampMicrosecond(Some(micros), Some("UTC".into())));
         let day = |micros| lit(ScalarValue::Date32(Some(time::day_of(micros))));
-        let in_days = col("day").gt_eq(day(from)).and(col("day").lt_eq(day(to)));
+        let in_days = col("day").gt_eq(day(start)).and(col("day").lt_eq(day(end)));
+        let in_time = col("time").gt_eq(instant(start)).and(col("time").lt(instant(end)));
+        let in_log = col("log_position").gt_eq(lit(from)).and(col("log_position").lt(lit(to)));
         let context = session(Arc::clone(runtime), limits);
-        let rows = context.read_table(usage)?.filter(in_days.and(col("time").gt_eq(instant(from))).and(col("time").lt(instant(to))))?;
-        let mut stream = rows.execute_stream().await?;
+        let mut stream = context.read_table(usage)?.filter(in_days.and(in_time).and(in_log))?.execute_stream().await?;
         let mut waiting: Vec<RecordBatch> = Vec::new();
-        let mut events = 0;
+        let (mut rows, mut events) = (0, 0);
         while let Some(batch) = stream.try_next().await? {
-            events += batch.num_rows();
+            rows += batch.num_rows();
             waiting.push(batch);
-            if waiting.iter().map(RecordBatch::num_rows).sum::<usize>() >= ROWS_AT_ONCE {
+            if rows >= ROWS_AT_ONCE {
+                events += std::mem::take(&mut rows);
                 self.fold_all(&std::mem::take(&mut waiting)).await?;
             }
         }
         self.fold_all(&waiting).await?;
-        tracing::info!(events, rules = self.rules.len(), "open windows are folded");
-        Ok(())
+        Ok(events + rows)
     }
 
     /// Folds the usage of an epoch in, whose windows are open by `state`. A retry of the same epoch adds nothing.
@@ -110,9 +144,7 @@ impl Folds {
             self.rules.iter_mut().for_each(RuleFold::give_up);
         }
         for rule in &mut self.rules {
-            for window in open_windows(rule.fold.rule(), state) {
-                rule.known.entry(window).or_insert(window.start >= rule.fresh_from);
-            }
+            rule.note_open(state);
             rule.open_known()?;
         }
         self.fold_all(usage).await?;
@@ -200,6 +232,16 @@ impl RuleFold {
         self.known.iter().filter(|(_, held)| **held).map(|(window, _)| *window)
     }
 
+    /// Takes note of windows that have usage now: where they had none before, all of it will be in the state.
+    fn note_open(&mut self, state: &EngineState) {
+        if !self.is_given_up {
+            self.fresh_from = state.fresh_from(&self.fold.rule().name, &self.fold.rule().version);
+        }
+        for window in open_windows(self.fold.rule(), state) {
+            self.known.entry(window).or_insert(window.start >= self.fresh_from);
+        }
+    }
+
     /// Opens the windows that are held, for folding.
     fn open_known(&mut self) -> Result<(), EpochError> {
         let windows: Vec<Window> = self.held().collect();
@@ -221,6 +263,7 @@ impl RuleFold {
     fn give_up(&mut self) {
         self.known.values_mut().for_each(|held| *held = false);
         self.fresh_from = i64::MAX;
+        self.is_given_up = true;
         self.state = self.fold.state();
         self.open = None;
     }

@@ -125,6 +125,7 @@ pub struct Epochs {
     pub(super) runtime: Arc<RuntimeEnv>,
     pub(super) limits: SessionLimits,
     pub(super) idle: i64,
+    pub(super) future_skew: i64,
     pub(super) epoch_bytes: u64,
     pub(super) inputs: Vec<String>,
     pub(super) opened_at: i64,
@@ -163,6 +164,8 @@ pub struct EpochSetup {
     pub limits: SessionLimits,
     /// Silence after which an input holds nothing back, µs.
     pub idle: i64,
+    /// How far ahead of the clock an event may be dated, µs.
+    pub future_skew: i64,
     /// Bytes of log in one epoch.
     pub epoch_bytes: u64,
     /// Configured inputs that move the watermark.
@@ -245,6 +248,7 @@ impl Epochs {
             runtime,
             limits: setup.limits,
             idle: setup.idle,
+            future_skew: setup.future_skew,
             epoch_bytes: setup.epoch_bytes,
             inputs: setup.inputs,
             opened_at: time::now(),
@@ -264,24 +268,26 @@ impl Epochs {
         Ok(epochs)
     }
 
-    /// Folds usage into open windows from now on, starting with what the lake has of them; an event may be dated up to
-    /// `future_skew` (µs) ahead of the clock.
+    /// Folds usage into open windows from now on, starting with what the lake has of them.
     ///
     /// # Errors
     /// [`EpochError`] when the usage of open windows cannot be read.
-    pub async fn start_folding(&mut self, future_skew: i64) -> Result<(), EpochError> {
-        let present = || self.project.rules.iter().map(|rule| (rule.name.clone(), rule.version.clone())).collect();
-        let rated = match read::<Manifest>(&self.lake, &manifest_name(self.last)).await? {
-            Some(manifest) if manifest.functions == FUNCTIONS_VERSION => manifest.rules,
-            Some(_) => Vec::new(),
-            // Nothing was stored yet that a rule could have missed.
-            None if self.last == 0 => present(),
-            None => Vec::new(),
-        };
-        let until = time::now().saturating_add(future_skew);
+    pub async fn start_folding(&mut self) -> Result<(), EpochError> {
+        let started = std::time::Instant::now();
         self.folds = Folds::plan(&self.project, &self.runtime, &self.limits).await;
+        let checkpoint = self.folds.load(&self.lake, &self.state).await?;
         let usage = self.tables.usage.provider()?;
-        self.folds.rebuild(usage, &self.state, &rated, until, (&self.runtime, &self.limits)).await
+        let events = self.folds.catch_up(usage, &self.state, checkpoint, (&self.runtime, &self.limits)).await?;
+        tracing::info!(events, checkpoint, seconds = started.elapsed().as_secs(), "open windows are folded");
+        Ok(())
+    }
+
+    /// Keeps the folded state in the lake, for the next start.
+    ///
+    /// # Errors
+    /// [`EpochError`].
+    pub async fn save_checkpoint(&self) -> Result<(), EpochError> {
+        if self.folds.position == self.state.position { self.folds.save(&self.lake).await } else { Ok(()) }
     }
 
     /// The state after the last epoch.
@@ -357,6 +363,8 @@ impl Epochs {
         let watermark_before = state.watermark;
         let headers: Vec<_> = frames.iter().map(|frame| frame.header.clone()).collect();
         state.advance(&headers, &self.inputs, self.opened_at, clock, self.idle);
+        let fresh_from = if self.last == 0 { i64::MIN } else { clock.saturating_add(self.future_skew) };
+        state.track(self.project.rules.iter().map(|rule| (rule.name.as_str(), rule.version.as_str())), fresh_from);
         let batches = self.usage_of(epoch, frames)?;
         let mut touched = due::touched(&self.project.rules, &self.project.reference, &state, &self.moved, &batches)?;
         due::reach_onward(&state, &self.project.reference, &mut touched)?;

@@ -44,6 +44,17 @@ pub struct OpenWindow {
     pub late_as_a_whole: bool,
 }
 
+/// A version of a rule whose usage is noted with every epoch since it was first there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tracked {
+    /// The rule.
+    pub rule: String,
+    /// Its version.
+    pub rule_version: String,
+    /// A window that begins here or later has usage only if it is open or final, µs UTC.
+    pub fresh_from: i64,
+}
+
 /// The state after an epoch.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct EngineState {
@@ -57,6 +68,9 @@ pub struct EngineState {
     pub finalized: FinalizedWindows,
     /// Windows with usage that are not finalized.
     pub open: Vec<OpenWindow>,
+    /// For each rule version, from when on a window that is not open has no usage yet, µs UTC.
+    #[serde(default)]
+    pub tracked: Vec<Tracked>,
     /// Late windows whose rule failed; they are evaluated again with later epochs.
     #[serde(default)]
     pub pending: Vec<super::manifest::WindowTask>,
@@ -86,6 +100,26 @@ impl EngineState {
             active.iter().map(|input| input.time_max).min().flatten()
         };
         self.watermark = self.watermark.max(reached);
+    }
+
+    /// Keeps track of these versions; one that is new has not seen usage before `now_at_latest`.
+    pub fn track<'r>(&mut self, versions: impl Iterator<Item = (&'r str, &'r str)>, now_at_latest: i64) {
+        let before = std::mem::take(&mut self.tracked);
+        for (rule, version) in versions {
+            let known = before.iter().find(|tracked| tracked.rule == rule && tracked.rule_version == version);
+            self.tracked.push(known.cloned().unwrap_or_else(|| Tracked {
+                rule: rule.to_owned(),
+                rule_version: version.to_owned(),
+                fresh_from: now_at_latest,
+            }));
+        }
+    }
+
+    /// From when on a window of this version that is not open has no usage, µs UTC.
+    #[must_use]
+    pub fn fresh_from(&self, rule: &str, version: &str) -> i64 {
+        let tracked = self.tracked.iter().find(|tracked| tracked.rule == rule && tracked.rule_version == version);
+        tracked.map_or(i64::MAX, |tracked| tracked.fresh_from)
     }
 
     /// Marks a window as finalized: it is open no longer.
