@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::batch::net;
 use crate::engine::{Engine, ok, sql, try_request, wait};
-use crate::project::{Project, lines, september};
+use crate::project::{Project, RULE, lines, september};
 use crate::servers::Mosquitto;
 
 fn number(name: &str, default: u64) -> u64 {
@@ -27,10 +27,13 @@ fn kill_9_at_any_moment_loses_nothing_and_charges_nothing_twice() {
 
     let broker = Mosquitto::start();
     let project = Project::new(&format!(
-        "[http]\nlisten = \"127.0.0.1:0\"\n[[mqtt]]\nname = \"meters\"\nurl = \"mqtt://127.0.0.1:{}\"\nclient_id = \"crash\"\ntopics = [\"meters/#\"]\n\
+        "[epoch]\ninterval = \"200 milliseconds\"\ncheckpoint = \"0 seconds\"\n[http]\nlisten = \"127.0.0.1:0\"\n[[mqtt]]\nname = \"meters\"\nurl = \"mqtt://127.0.0.1:{}\"\nclient_id = \"crash\"\ntopics = [\"meters/#\"]\n\
          [[files]]\nname = \"drop\"\nurl = \"drop\"\nsettle = \"50 milliseconds\"\npoll = \"50 milliseconds\"\n",
         broker.port
     ));
+    // Windows that are folded for some epochs and closed between kills.
+    let daily = RULE.replace("1 day", "2 seconds").replace("'month'", "'day'").replace("VIEW energy", "VIEW daily");
+    project.write("rules/daily.sql", &daily);
     let engine = Engine::start(project.path());
     let address = Arc::new(Mutex::new(engine.address.clone()));
     wait("subscribed", || std::fs::read_to_string(project.path().join("engine.stderr")).unwrap().contains("subscribed"));
@@ -75,6 +78,7 @@ fn kill_9_at_any_moment_loses_nothing_and_charges_nothing_twice() {
     let usage = project.write("nothing.ndjson", "");
     ok(&["rate", "-C", project.text(), "--usage", usage.to_str().unwrap(), "--close"]);
     let clean = Project::new("");
+    clean.write("rules/daily.sql", &daily);
     let usage = clean.write("usage.ndjson", &lines(&events));
     ok(&["rate", "-C", clean.text(), "--usage", usage.to_str().unwrap(), "--close"]);
     assert_eq!(net(&project), net(&clean));
