@@ -8,6 +8,7 @@ mod rate;
 mod rejected;
 mod run;
 mod sql;
+mod status;
 mod table;
 mod test;
 
@@ -59,6 +60,8 @@ enum Command {
     Rate(rate::Rate),
     /// Run the live engine with all connectors.
     Run(run::Run),
+    /// Show how far the lake is: owner, last epoch, inputs, watermark, open windows.
+    Status(status::Status),
     /// Run the rule tests and audits of a project.
     Test(test::Test),
     /// Query usage, charges, rejected, invoice_lines, invoice_totals and reference tables (read-only).
@@ -167,6 +170,7 @@ pub fn main() -> ExitCode {
             Command::Run(run) => run.run().await,
             Command::Test(test) => test.run().await,
             Command::Sql(sql) => sql.run().await,
+            Command::Status(status) => status.run().await,
             Command::Rejected(rejected) => rejected.run().await,
         }
     });

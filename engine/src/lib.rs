@@ -19,3 +19,4 @@ pub mod live;
 pub mod log;
 pub mod pipeline;
 pub mod query;
+pub mod status;

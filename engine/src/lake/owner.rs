@@ -31,6 +31,41 @@ struct Lease {
     released: bool,
 }
 
+/// Who holds a lake, or held it last.
+#[derive(Debug, Clone, Serialize)]
+pub struct Holder {
+    /// The generation.
+    pub generation: u64,
+    /// Its log.
+    pub log_id: String,
+    /// Where it runs.
+    pub host: String,
+    /// Its process.
+    pub pid: u32,
+    /// Seconds since it last renewed its lease.
+    pub renewed_seconds_ago: i64,
+    /// It gave the lake up.
+    pub released: bool,
+}
+
+/// Who holds the lake, or held it last; `None` when nobody ever did.
+///
+/// # Errors
+/// [`LakeError`] when its files cannot be read.
+pub async fn holder(lake: &Lake) -> Result<Option<Holder>, LakeError> {
+    let Some(claim) = latest(lake).await? else { return Ok(None) };
+    let lease: Option<Lease> = read(lake, &lease_name(claim.generation)).await?;
+    let renewed_at = lease.as_ref().map_or(claim.claimed_at, |lease| lease.renewed_at);
+    Ok(Some(Holder {
+        generation: claim.generation,
+        log_id: claim.log_id,
+        host: claim.host,
+        pid: claim.pid,
+        renewed_seconds_ago: now().saturating_sub(renewed_at).max(0) / 1_000_000,
+        released: lease.is_some_and(|lease| lease.released),
+    }))
+}
+
 /// The present ownership of a lake.
 #[derive(Debug)]
 pub struct Ownership {
