@@ -37,6 +37,7 @@ use crate::evaluate::{Blame, Evaluator, RateError, lifted_over, planning_session
 use crate::inputs::Input;
 use crate::lift::NotLifted;
 use crate::project::RuleProject;
+use crate::reference::ReferenceData;
 use crate::rule::Rule;
 use crate::session::SessionLimits;
 use crate::window_set::WindowSet;
@@ -149,6 +150,12 @@ impl Fold {
     #[must_use]
     pub fn rule(&self) -> &Rule {
         &self.rule
+    }
+
+    /// The reference data that events are joined with.
+    #[must_use]
+    pub fn reference(&self) -> &ReferenceData {
+        &self.project.reference
     }
 
     /// What the state keeps that grows with usage rather than with what is charged, in words.

@@ -194,3 +194,38 @@ fn status_says_how_far_the_lake_is() {
     let text = ok(&["status", "-C", project.text()]);
     assert!(text.contains("watermark  2026-09-03T10:00:00Z") && text.contains("1 open from 2026-09-01T00:00:00Z"), "{text}");
 }
+
+#[test]
+fn contracts_that_change_while_the_engine_is_away_lose_no_usage() {
+    let declaration = "key = [\"subject\"]\n[columns]\nsubject = \"text\"\ncustomer_id = \"text\"\ncontract_id = \"text\"\nplan = \"text\"\ncurrency = \"text\"\nanchor_day = \"integer\"\nvalid_from = \"date\"\nvalid_to = \"date?\"\n";
+    let contracts = |rows: &str| format!("subject,customer_id,contract_id,plan,currency,anchor_day,valid_from,valid_to\n{rows}");
+    let project = Project::new("[epoch]\ninterval = \"100 milliseconds\"\n[http]\nlisten = \"127.0.0.1:0\"\n");
+    project.write("reference/contracts.toml", declaration);
+    project.write("reference/contracts.csv", &contracts("m1,cust-1,k1,home,EUR,1,2026-09-01,\n"));
+    project.write(
+        "rules/energy.sql",
+        "CREATE MATERIALIZED VIEW energy WITH (window = 'billing_period', grace = '3650 days', effective_from = '2026-09-01') AS
+         SELECT c.customer_id, c.contract_id, 'Energy' AS item, sum(u.quantity) AS amount, c.currency
+         FROM usage u JOIN contracts FOR SYSTEM_TIME AS OF u.time AS c ON c.subject = u.subject
+         WHERE u.meter = 'kwh' GROUP BY c.customer_id, c.contract_id, c.currency",
+    );
+    let engine = Engine::start(project.path());
+    engine.send(&[kwh("a", "m1", "2026-09-03T10:00:00Z", "1"), kwh("b", "m2", "2026-09-04T10:00:00Z", "10")]);
+    engine.stop();
+    // The period is cut anew, and the second subject has a contract after all.
+    project.write("reference/contracts.csv", &contracts("m1,cust-1,k1,home,EUR,2,2026-09-01,\nm2,cust-2,k2,home,EUR,3,2026-09-01,\n"));
+    let engine = Engine::start(project.path());
+    engine.send(&[kwh("c", "m1", "2026-09-05T10:00:00Z", "2"), kwh("d", "m2", "2026-09-05T10:00:00Z", "20")]);
+    let owed = |engine: &Engine| -> Vec<(String, String)> {
+        let text = |row: &Value, name: &str| row[name].as_str().unwrap().to_owned();
+        running(engine, "").iter().map(|row| (text(row, "customer_id"), text(row, "amount"))).collect()
+    };
+    let expected = [("cust-1", "3"), ("cust-2", "30")].map(|(customer, amount)| (customer.to_owned(), amount.to_owned()));
+    for _ in 0..2 {
+        let mut found = owed(&engine);
+        found.sort();
+        assert_eq!(found, expected);
+        std::thread::sleep(std::time::Duration::from_millis(300));
+    }
+    engine.stop();
+}

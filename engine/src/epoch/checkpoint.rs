@@ -72,7 +72,7 @@ impl Folds {
             return Ok(());
         }
         let mut rules = Vec::new();
-        for fold in &self.rules {
+        for fold in self.rules.iter().filter(|fold| !fold.is_given_up) {
             let rule = fold.fold.rule();
             let bytes = match fold.state.encode() {
                 Ok(bytes) => bytes,
@@ -111,11 +111,9 @@ impl Folds {
             for fold in &mut self.rules {
                 let rule = fold.fold.rule();
                 // A version that was away for some time has another start.
-                let is_same = |entry: &&Entry| {
-                    entry.rule == rule.name
-                        && entry.rule_version == rule.version
-                        && entry.fresh_from == state.fresh_from(&rule.name, &rule.version)
-                };
+                let tracked_from = fold.tracked_from(state);
+                let is_same =
+                    |entry: &&Entry| entry.rule == rule.name && entry.rule_version == rule.version && entry.fresh_from == tracked_from;
                 let Some(entry) = index.rules.iter().find(is_same) else { continue };
                 let Some(bytes) = lake.read(&state_name(index.position, &rule.name, &rule.version)).await? else { continue };
                 match FoldState::decode(&fold.fold, &bytes) {

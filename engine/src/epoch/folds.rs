@@ -15,11 +15,14 @@ use datafusion::execution::runtime_env::RuntimeEnv;
 use datafusion::prelude::{col, lit};
 use futures::TryStreamExt;
 use ratemill_rules::session::{SessionLimits, session};
-use ratemill_rules::{Evaluator, Fold, FoldState, OpenWindows, RateError, Rule, RuleProject, WindowCharges};
-use ratemill_schemas::{Window, time};
+use ratemill_rules::{Evaluator, Fold, FoldState, OpenWindows, RateError, ReferenceData, Rule, RuleProject, WindowCharges};
+use ratemill_schemas::{Window, WindowSpec, time};
 
 use super::run::EpochError;
 use super::state::EngineState;
+
+/// The position of a state that has a part of an epoch only.
+const TORN: i64 = -1;
 
 /// Rows that are folded at once.
 const ROWS_AT_ONCE: usize = 1 << 16;
@@ -41,7 +44,7 @@ pub(super) struct RuleFold {
     /// A window from this time on that has its first usage now had none before, µs UTC.
     pub(super) fresh_from: i64,
     /// Usage could not be folded: nothing is held until the next start.
-    is_given_up: bool,
+    pub(super) is_given_up: bool,
     /// It came out of a checkpoint.
     pub(super) is_loaded: bool,
     /// The open windows that were folded into last.
@@ -82,7 +85,7 @@ impl Folds {
         session: (&Arc<RuntimeEnv>, &SessionLimits),
     ) -> Result<usize, EpochError> {
         for rule in &mut self.rules {
-            rule.fresh_from = state.fresh_from(&rule.fold.rule().name, &rule.fold.rule().version);
+            rule.fresh_from = rule.tracked_from(state);
             if rule.is_loaded {
                 // Of windows that opened since, the state has no usage yet.
                 rule.open = None;
@@ -147,6 +150,8 @@ impl Folds {
             rule.note_open(state);
             rule.open_known()?;
         }
+        // Who stops the epoch half-way must not find some of it folded.
+        self.position = TORN;
         self.fold_all(usage).await?;
         self.position = to;
         Ok(())
@@ -174,7 +179,8 @@ impl Folds {
 
     /// Whether the state has all usage of this window, which is not final.
     pub(super) fn holds(&self, rule: &Rule, window: Window) -> bool {
-        self.of(rule).is_some_and(|fold| fold.known.get(&window).copied().unwrap_or(window.start >= fold.fresh_from))
+        self.position != TORN
+            && self.of(rule).is_some_and(|fold| fold.known.get(&window).copied().unwrap_or(window.start >= fold.fresh_from))
     }
 
     fn of(&self, rule: &Rule) -> Option<&RuleFold> {
@@ -232,10 +238,16 @@ impl RuleFold {
         self.known.iter().filter(|(_, held)| **held).map(|(window, _)| *window)
     }
 
+    /// From when on a window that is not open has no usage, µs UTC.
+    pub(super) fn tracked_from(&self, state: &EngineState) -> i64 {
+        let rule = self.fold.rule();
+        state.fresh_from(&rule.name, &tracked_version(rule, self.fold.reference()))
+    }
+
     /// Takes note of windows that have usage now: where they had none before, all of it will be in the state.
     fn note_open(&mut self, state: &EngineState) {
         if !self.is_given_up {
-            self.fresh_from = state.fresh_from(&self.fold.rule().name, &self.fold.rule().version);
+            self.fresh_from = self.tracked_from(state);
         }
         for window in open_windows(self.fold.rule(), state) {
             self.known.entry(window).or_insert(window.start >= self.fresh_from);
@@ -266,6 +278,14 @@ impl RuleFold {
         self.is_given_up = true;
         self.state = self.fold.state();
         self.open = None;
+    }
+}
+
+/// The version under which it is known which windows of a rule have usage: contracts say which window an event is in.
+pub(super) fn tracked_version(rule: &Rule, reference: &ReferenceData) -> String {
+    match rule.options.window {
+        WindowSpec::BillingPeriod => format!("{} {}", rule.version, reference.version()),
+        _ => rule.version.clone(),
     }
 }
 

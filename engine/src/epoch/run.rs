@@ -17,7 +17,7 @@ use ratemill_schemas::{EventHasher, EventKey, UsageSchema, charges, rejected, ti
 
 use super::books::{check_books, claims_batch, frame_keys, merge_days};
 use super::due::{self, Finalize};
-use super::folds::Folds;
+use super::folds::{Folds, tracked_version};
 use super::manifest::{Completion, Manifest, completion_name, encode, manifest_name, read};
 use super::moved::MovedSubjects;
 use super::state::{EngineState, TableVersions};
@@ -364,7 +364,8 @@ impl Epochs {
         let headers: Vec<_> = frames.iter().map(|frame| frame.header.clone()).collect();
         state.advance(&headers, &self.inputs, self.opened_at, clock, self.idle);
         let fresh_from = if self.last == 0 { i64::MIN } else { clock.saturating_add(self.future_skew) };
-        state.track(self.project.rules.iter().map(|rule| (rule.name.as_str(), rule.version.as_str())), fresh_from);
+        let tracked = self.project.rules.iter().map(|rule| (rule.name.as_str(), tracked_version(rule, &self.project.reference)));
+        state.track(tracked, fresh_from);
         let batches = self.usage_of(epoch, frames)?;
         let mut touched = due::touched(&self.project.rules, &self.project.reference, &state, &self.moved, &batches)?;
         due::reach_onward(&state, &self.project.reference, &mut touched)?;

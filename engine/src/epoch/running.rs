@@ -8,6 +8,7 @@ use arrow::array::{ArrayRef, RecordBatch, StringArray, TimestampMicrosecondArray
 use arrow::compute::concat_batches;
 use arrow::datatypes::{DataType, Field, Schema};
 use datafusion::catalog::TableProvider;
+use datafusion::prelude::{col, lit};
 use ratemill_rules::session::session;
 use ratemill_rules::{Evaluator, Rule, RuleWindow, WindowCharges};
 use ratemill_schemas::Window;
@@ -35,6 +36,9 @@ impl Epochs {
         // What is late becomes a correction with the next epoch.
         due::note_usage(&mut state, touched, None);
         let usage = self.usage_with(&tail)?;
+        // An epoch that failed may have folded its usage already.
+        let folded_tail: Vec<_> = frames.iter().filter(|frame| frame.header.position >= self.folds.position).cloned().collect();
+        let folded_tail = self.usage_of(self.last, &folded_tail)?;
         let wanted: Option<BTreeSet<String>> = only.map(|name| {
             let of_rule = self.project.rules.iter().filter(|rule| rule.name == name);
             of_rule.flat_map(|rule| closure(&self.project, rule)).chain([name.to_owned()]).collect()
@@ -57,7 +61,7 @@ impl Epochs {
             }
             let read = closure(&self.project, rule);
             let evaluator = self.evaluator(Arc::clone(&self.project), Arc::clone(&usage), &read, &windows, &state, &evaluated).await?;
-            let charges = self.charges_now(rule, &tail, &windows, &evaluator).await?;
+            let charges = self.charges_now(rule, &folded_tail, &windows, &evaluator).await?;
             let mut by_window: BTreeMap<RuleWindow, RecordBatch> = BTreeMap::new();
             for rated in open {
                 let Some(result) = charges.iter().find(|result| result.window == rated.window) else { continue };
@@ -93,12 +97,16 @@ impl Epochs {
     /// The `usage` table and what came after it.
     fn usage_with(&self, tail: &[RecordBatch]) -> Result<Arc<dyn TableProvider>, EpochError> {
         let usage = self.tables.usage.provider()?;
-        let Some(first) = tail.first() else { return Ok(usage) };
+        if tail.is_empty() && self.unfinished.is_none() {
+            return Ok(usage);
+        }
         let context = session(Arc::clone(&self.runtime), &self.limits);
+        // An epoch that is not completed may have stored its usage already.
+        let stored = context.read_table(usage)?.filter(col("log_position").lt(lit(self.state.position)))?;
+        let Some(first) = tail.first() else { return Ok(stored.into_view()) };
         let names: Vec<&str> = first.schema_ref().fields().iter().map(|field| field.name().as_str()).collect();
         let tail = concat_batches(&first.schema(), tail).map_err(|source| EpochError::Arrow { epoch: self.last, source })?;
-        let stored = context.read_table(usage)?.select_columns(&names)?;
-        Ok(stored.union(context.read_batch(tail)?)?.into_view())
+        Ok(stored.select_columns(&names)?.union(context.read_batch(tail)?)?.into_view())
     }
 
     fn as_task(&self, rule: &Rule, rated: &RuleWindow) -> WindowTask {

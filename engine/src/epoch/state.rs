@@ -49,7 +49,7 @@ pub struct OpenWindow {
 pub struct Tracked {
     /// The rule.
     pub rule: String,
-    /// Its version.
+    /// Its version; where windows are the contracts' own, that of the reference data, too.
     pub rule_version: String,
     /// A window that begins here or later has usage only if it is open or final, µs UTC.
     pub fresh_from: i64,
@@ -103,13 +103,13 @@ impl EngineState {
     }
 
     /// Keeps track of these versions; one that is new has not seen usage before `now_at_latest`.
-    pub fn track<'r>(&mut self, versions: impl Iterator<Item = (&'r str, &'r str)>, now_at_latest: i64) {
+    pub fn track<'r>(&mut self, versions: impl Iterator<Item = (&'r str, String)>, now_at_latest: i64) {
         let before = std::mem::take(&mut self.tracked);
         for (rule, version) in versions {
             let known = before.iter().find(|tracked| tracked.rule == rule && tracked.rule_version == version);
             self.tracked.push(known.cloned().unwrap_or_else(|| Tracked {
                 rule: rule.to_owned(),
-                rule_version: version.to_owned(),
+                rule_version: version,
                 fresh_from: now_at_latest,
             }));
         }
