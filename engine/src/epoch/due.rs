@@ -339,6 +339,25 @@ fn stale_periods(state: &EngineState, rule: &Rule, reference: &ReferenceData, fr
     Ok(stale)
 }
 
+/// Takes out open windows that their rule or contract cuts differently by now; their usage is in other windows.
+pub(super) fn drop_strange(state: &mut EngineState, project: &RuleProject) -> Result<(), WindowError> {
+    let mut kept = Vec::with_capacity(state.open.len());
+    for open in std::mem::take(&mut state.open) {
+        let window = open.window.window;
+        let rule = project.rules.iter().find(|rule| rule.name == open.rule && rule.in_force_at(window.start));
+        let is_cut_so = match rule.map(|rule| &rule.options.window) {
+            None => true,
+            Some(WindowSpec::BillingPeriod) => open.window.contract_id.is_some() && is_current(&project.reference, &open.window)?,
+            Some(spec) => open.window.contract_id.is_none() && spec.window_of(window.start)? == window,
+        };
+        if is_cut_so {
+            kept.push(open);
+        }
+    }
+    state.open = kept;
+    Ok(())
+}
+
 /// Whether a billing period is one that its contract has by this reference data; other windows always are.
 pub(super) fn is_current(reference: &ReferenceData, rated: &RuleWindow) -> Result<bool, WindowError> {
     match (&rated.contract_id, reference.billing_periods()) {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use arrow::array::{AsArray, RecordBatch};
+use arrow::datatypes::TimestampMicrosecondType;
 use datafusion::execution::runtime_env::RuntimeEnv;
 use ratemill_rules::functions::FUNCTIONS_VERSION;
 use ratemill_rules::session::{SessionLimits, runtime};
@@ -141,6 +142,12 @@ pub struct Epochs {
     pub(super) failed: HashSet<(String, RuleWindow)>,
 }
 
+/// The latest event time of these rows.
+fn latest_time(batches: &[RecordBatch]) -> Option<i64> {
+    let times = batches.iter().filter_map(|batch| batch.column_by_name("time"));
+    times.filter_map(|times| arrow::compute::max(times.as_primitive::<TimestampMicrosecondType>())).max()
+}
+
 /// What [`Epochs::open`] needs beside the lake.
 #[derive(Debug)]
 pub struct EpochSetup {
@@ -261,6 +268,7 @@ impl Epochs {
         epochs.keep_versions().await?;
         epochs.unfinished = read::<Manifest>(&epochs.lake, &manifest_name(epochs.last + 1)).await?;
         epochs.finish().await?;
+        due::drop_strange(&mut epochs.state, &epochs.project)?;
         epochs.progress.drained.store(epochs.state.position, Ordering::Release);
         epochs.check_against_ledger()?;
         epochs.load_former().await;
@@ -363,10 +371,13 @@ impl Epochs {
         let watermark_before = state.watermark;
         let headers: Vec<_> = frames.iter().map(|frame| frame.header.clone()).collect();
         state.advance(&headers, &self.inputs, self.opened_at, clock, self.idle);
-        let fresh_from = if self.last == 0 { i64::MIN } else { clock.saturating_add(self.future_skew) };
+        // No usage of a version that is new now lies beyond what may be sent, or was sent under other limits.
+        let sent = state.inputs.values().filter_map(|input| input.time_max).chain(state.latest_event).max().unwrap_or(i64::MIN);
+        let fresh_from = if self.last == 0 { i64::MIN } else { clock.saturating_add(self.future_skew).max(sent.saturating_add(1)) };
         let tracked = self.project.rules.iter().map(|rule| (rule.name.as_str(), tracked_version(rule, &self.project.reference)));
         state.track(tracked, fresh_from);
         let batches = self.usage_of(epoch, frames)?;
+        state.latest_event = state.latest_event.max(latest_time(&batches));
         let mut touched = due::touched(&self.project.rules, &self.project.reference, &state, &self.moved, &batches)?;
         due::reach_onward(&state, &self.project.reference, &mut touched)?;
         let mut tasks = due::note_usage(&mut state, touched, watermark_before);

@@ -62,6 +62,9 @@ pub struct EngineState {
     pub position: i64,
     /// Inputs by name.
     pub inputs: BTreeMap<String, InputState>,
+    /// Latest event time of all usage, µs UTC.
+    #[serde(default)]
+    pub latest_event: Option<i64>,
     /// Event time up to which all inputs have delivered, µs UTC.
     pub watermark: Option<i64>,
     /// Finalized windows, as ranges.
