@@ -1,5 +1,6 @@
 //! Bytes to batches. Every transport's records pass through [`Collector`], so that all have the same checks.
 
+mod changes;
 pub mod cloudevents;
 mod collector;
 pub mod csv;

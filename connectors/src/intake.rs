@@ -109,7 +109,8 @@ impl Intake {
     /// Submits that weigh more than the whole queue still pass, alone.
     fn cost(&self, usage: &UsageBatch) -> u32 {
         let rejected: usize = usage.rejections.iter().map(|rejection| rejection.raw.len() + 256).sum();
-        let bytes = usage.batch.get_array_memory_size() + rejected;
+        let changes = usage.changes.as_ref().map_or(0, arrow::array::RecordBatch::get_array_memory_size);
+        let bytes = usage.batch.get_array_memory_size() + changes + rejected;
         u32::try_from(bytes.clamp(1, self.room_bytes)).unwrap_or(u32::MAX)
     }
 }

@@ -100,6 +100,8 @@ pub struct Mapping {
     /// Per declared dimension, tried in order.
     pub(crate) dimensions: Vec<Vec<FieldRef>>,
     dimension_names: Vec<String>,
+    /// Of CloudEvents, how the new event of an amendment is read.
+    pub(crate) amended: Option<Box<Mapping>>,
     pub(crate) identity: Vec<String>,
     times: Times,
 }
@@ -111,6 +113,9 @@ enum Times {
     Local(TimeZone),
 }
 
+/// Where an amendment has its new event.
+pub(crate) const AMENDED_EVENT: &str = "data.event.";
+
 fn field(name: &str) -> FieldRef {
     FieldRef::Field(name.to_owned())
 }
@@ -120,6 +125,19 @@ impl Mapping {
     /// as configured), dimensions from `data`, else from extension attributes.
     #[must_use]
     pub fn cloud_events(schema: &UsageSchema, quantity: Option<FieldRef>) -> Self {
+        let below = |reference: FieldRef| match reference {
+            FieldRef::Field(name) => FieldRef::Field(format!("{AMENDED_EVENT}{name}")),
+            constant @ FieldRef::Constant { .. } => constant,
+        };
+        let mut amended = Self::cloud_event_below(AMENDED_EVENT, schema, quantity.clone().map(below));
+        amended.source = field("data.target.source");
+        amended.id = Some(field("data.target.id"));
+        Self { amended: Some(Box::new(amended)), ..Self::cloud_event_below("", schema, quantity) }
+    }
+
+    /// The mapping of a CloudEvent whose attributes lie below `prefix`.
+    fn cloud_event_below(prefix: &str, schema: &UsageSchema, quantity: Option<FieldRef>) -> Self {
+        let field = |name: &str| field(&format!("{prefix}{name}"));
         Self {
             source: field("source"),
             id: Some(field("id")),
@@ -133,6 +151,7 @@ impl Mapping {
                 .iter()
                 .map(|dimension| vec![field(&format!("data.{}", dimension.name)), field(&dimension.name)])
                 .collect(),
+            amended: None,
             dimension_names: schema.dimensions().iter().map(|dimension| dimension.name.clone()).collect(),
             identity: Vec::new(),
             times: Times::Rfc3339,
@@ -176,6 +195,7 @@ impl Mapping {
                 .map(|dimension| vec![config.dimensions.get(&dimension.name).cloned().unwrap_or_else(|| field(&dimension.name))])
                 .collect(),
             dimension_names: schema.dimensions().iter().map(|dimension| dimension.name.clone()).collect(),
+            amended: None,
             identity: identity.to_vec(),
             times,
         })

@@ -9,9 +9,10 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use arrow::array::{BooleanArray, RecordBatch};
 use arrow::compute::{concat_batches, filter_record_batch};
 use ratemill_connectors::{IntakeError, Receipt, Submission};
+use ratemill_schemas::changes::ChangeKey;
 use ratemill_schemas::files::FileClaim;
 use ratemill_schemas::rejected::to_batch;
-use ratemill_schemas::{EventHasher, EventKey, Reason, Rejection, UsageSchema, Verdict, time};
+use ratemill_schemas::{EventHasher, EventKey, Rejection, UsageSchema, Verdict, time};
 use tokio::sync::{Notify, mpsc};
 
 use crate::dedup::DedupIndex;
@@ -95,6 +96,7 @@ impl Capture {
         self.dedup.tend();
         let mut pending = Vec::with_capacity(group.len());
         let mut batches: Vec<RecordBatch> = Vec::new();
+        let mut changes: Vec<RecordBatch> = Vec::new();
         let mut rejections: Vec<(Arc<str>, Rejection)> = Vec::new();
         let mut claims: Vec<FileClaim> = Vec::new();
         let mut inputs: HashMap<Arc<str>, Option<i64>> = HashMap::new();
@@ -113,8 +115,10 @@ impl Capture {
                     rejections.push((Arc::clone(&submission.input), rejection));
                 }
             }
-            if let Some(batch) = accepted(&submission.usage.batch, &verdicts).map_err(|source| self.arrow(source))? {
-                batches.push(batch);
+            let (of_usage, of_changes) = verdicts.split_at(submission.usage.keys.len());
+            batches.extend(accepted(&submission.usage.batch, of_usage).map_err(|source| self.arrow(source))?);
+            if let Some(batch) = &submission.usage.changes {
+                changes.extend(accepted(batch, of_changes).map_err(|source| self.arrow(source))?);
             }
             claims.append(&mut submission.claims);
             let time_max = submission.usage.time_max.filter(|_| !submission.historical);
@@ -127,13 +131,17 @@ impl Capture {
             1 => batches.pop(),
             _ => Some(concat_batches(self.schema.decoded(), &batches).map_err(|source| self.arrow(source))?),
         };
+        let changes = match changes.first() {
+            Some(first) => Some(concat_batches(&first.schema(), &changes).map_err(|source| self.arrow(source))?),
+            None => None,
+        };
         let rejected = if rejections.is_empty() {
             None
         } else {
             Some(to_batch(rejections.iter().map(|(input, rejection)| (&**input, rejection))).map_err(|source| self.arrow(source))?)
         };
         let inputs = inputs.into_iter().map(|(input, time_max)| InputProgress { input: input.to_string(), time_max }).collect();
-        let mut frame = Frame::new(usage, rejected, duplicates, inputs, claims);
+        let mut frame = Frame::new(usage, rejected, duplicates, inputs, claims).with_changes(changes);
         if !frame.is_empty() {
             let bytes = self.log.append(&mut frame, time::now(), self.progress.drained.load(Ordering::Acquire))?;
             self.progress.undrained_bytes.fetch_add(bytes, Ordering::AcqRel);
@@ -147,19 +155,41 @@ impl Capture {
 
     fn verdicts(&mut self, submission: &Submission, rejections: &mut Vec<(Arc<str>, Rejection)>) -> Result<Vec<Verdict>, LogError> {
         let usage = &submission.usage;
-        let verdicts = self.dedup.check_all(&usage.keys)?;
-        for (row, _) in verdicts.iter().enumerate().filter(|(_, verdict)| **verdict == Verdict::Conflict) {
+        let mut verdicts = self.dedup.check_all(&usage.keys)?;
+        for key in &usage.change_keys {
+            verdicts.push(self.verdict_of_change(*key)?);
+        }
+        for (row, (reason, message)) in verdicts.iter().enumerate().filter_map(|(row, verdict)| Some((row, verdict.conflict()?))) {
             let index = usage.rows[row];
             let raw = usage.raw_of(row);
             let position = usage.positions.describe(row, index);
-            let key =
-                EventKey { identity: self.hasher.rejection(&submission.input, "", Reason::IdentityConflict.code(), &raw), content: 0 };
+            let key = EventKey { identity: self.hasher.rejection(&submission.input, "", reason.code(), &raw), content: 0 };
             if self.dedup.check(key)? == Verdict::Accepted {
-                rejections.push((Arc::clone(&submission.input), conflict(&usage.batch, row, index, position, raw)));
+                let [source, id] = usage.identity_of(row).map(Some);
+                let rejection = Rejection { index, source, id, position, reason, message: message.to_owned(), raw };
+                rejections.push((Arc::clone(&submission.input), rejection));
             }
-            metrics::counter!("ratemill_rejected_total", "reason" => Reason::IdentityConflict.code()).increment(1);
+            metrics::counter!("ratemill_rejected_total", "reason" => reason.code()).increment(1);
         }
         Ok(verdicts)
+    }
+
+    /// What a change is: the same again by its own identity, or by the version that it makes of its target. Its keys
+    /// become known only together, so that a refused change leaves none behind.
+    fn verdict_of_change(&mut self, key: ChangeKey) -> Result<Verdict, LogError> {
+        let own = self.dedup.look_up(key.own)?;
+        if own != Verdict::Accepted {
+            return Ok(own);
+        }
+        match key.version.map(|version| self.dedup.look_up(version)).transpose()? {
+            Some(Verdict::Conflict) => return Ok(Verdict::AmendmentConflict),
+            Some(Verdict::Accepted) | None => {}
+            Some(known) => return Ok(known),
+        }
+        for key in key.keys() {
+            self.dedup.check(key)?;
+        }
+        Ok(Verdict::Accepted)
     }
 
     fn answer(&self, pending: Vec<Pending>) {
@@ -167,7 +197,7 @@ impl Capture {
             let of = |verdict| verdicts.iter().filter(|given| **given == verdict).count();
             count(&submission.input, "accepted", of(Verdict::Accepted));
             count(&submission.input, "duplicate", of(Verdict::Duplicate));
-            count(&submission.input, "conflict", of(Verdict::Conflict));
+            count(&submission.input, "conflict", of(Verdict::Conflict) + of(Verdict::AmendmentConflict));
             // A sender that went away sends again, and is told of duplicates then.
             let _ = submission.reply.send(Ok(Receipt { log_id: Arc::clone(&self.log_id), position: self.log.position(), verdicts }));
         }
@@ -196,18 +226,4 @@ fn accepted(batch: &RecordBatch, verdicts: &[Verdict]) -> Result<Option<RecordBa
     let mask: BooleanArray = verdicts.iter().map(|verdict| Some(*verdict == Verdict::Accepted)).collect();
     let kept = filter_record_batch(batch, &mask)?;
     Ok((kept.num_rows() > 0).then_some(kept))
-}
-
-fn conflict(batch: &RecordBatch, row: usize, index: u32, position: String, raw: Vec<u8>) -> Rejection {
-    use arrow::array::AsArray;
-    let text = |column: usize| batch.column(column).as_string::<i32>().value(row).to_owned();
-    Rejection {
-        index,
-        source: Some(text(0)),
-        id: Some(text(1)),
-        position,
-        reason: Reason::IdentityConflict,
-        message: "this source and id were used before by an event with other content".to_owned(),
-        raw,
-    }
 }

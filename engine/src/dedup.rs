@@ -216,6 +216,19 @@ impl DedupIndex {
         Ok(verdicts)
     }
 
+    /// What `key` is, without making it known.
+    ///
+    /// # Errors
+    /// [`LogError::Io`] when a file cannot be read: then nothing may be accepted.
+    pub fn look_up(&self, key: EventKey) -> Result<Verdict, LogError> {
+        let entries = [entry(key)];
+        let known = match self.recent.find(&entries[0]) {
+            None => self.on_disk(&entries)?.first().copied().flatten(),
+            known => known,
+        };
+        Ok(known.map_or(Verdict::Accepted, |known| judge(known, key.content)))
+    }
+
     /// The contents known on disk, by row; empty when there are none.
     fn on_disk(&self, entries: &[Entry]) -> Result<Vec<Option<u64>>, LogError> {
         if self.aged.runs.is_empty() {

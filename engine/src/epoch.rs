@@ -4,6 +4,7 @@
 //! epoch. Every commit carries the epoch's number as an application transaction and happens once.
 
 mod books;
+mod changes;
 mod checkpoint;
 mod due;
 mod finalized;
@@ -17,6 +18,8 @@ mod state;
 mod versions;
 
 pub(crate) use books::{frame_keys, rejection_keys};
+pub(crate) use changes::Changes;
+pub use changes::EventId;
 pub use due::Finalize;
 pub use manifest::{Completion, Manifest, latest_completion};
 pub use run::{EpochError, EpochReport, EpochSetup, Epochs, table_specs};

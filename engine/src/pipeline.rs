@@ -14,9 +14,10 @@ use ratemill_connectors::Intake;
 use ratemill_connectors::files::{Claims, FileReader, FilesConfig};
 use ratemill_rules::session::SessionLimits;
 use ratemill_rules::{Diagnostics, RuleProject};
+use ratemill_schemas::changes::ChangeKey;
 use ratemill_schemas::files::{FileClaim, FileState};
 use ratemill_schemas::invoicing::InvoicingCalendar;
-use ratemill_schemas::{EventKey, time, windows};
+use ratemill_schemas::{EventKey, changes, time, windows};
 
 use crate::capture::{Capture, CaptureProgress};
 use crate::config::{ConfigError, Settings};
@@ -221,10 +222,11 @@ async fn open_index(
 /// Writes the files of the index from `usage` and `rejected`, a range of positions at a time: memory does not grow with
 /// the lake.
 async fn rebuild(lake: &Lake, settings: &Settings, installation: &Installation, completion: &Completion) -> Result<(), OpenError> {
-    let [usage, rejected, ..] = table_specs(&settings.schema);
+    let [usage, rejected, _, _, changes] = table_specs(&settings.schema);
+    let versions = &completion.versions;
     let mut tables = Vec::new();
     for (spec, version, logged_at) in
-        [(usage, completion.versions.usage, "ingested_at"), (rejected, completion.versions.rejected, "rejected_at")]
+        [(usage, versions.usage, "ingested_at"), (rejected, versions.rejected, "rejected_at"), (changes, versions.changes, "ingested_at")]
     {
         if let Some(table) = LakeTable::open(lake, spec.name, spec.partitions).await? {
             tables.push((table.at_version(version).await?, spec, logged_at));
@@ -241,10 +243,13 @@ async fn rebuild(lake: &Lake, settings: &Settings, installation: &Installation, 
             let range = if to < end { range.and(col("log_position").lt(lit(to))) } else { range };
             let mut batches = scan(lake, table, &spec.schema, Some(range)).await?;
             while let Some(batch) = batches.try_next().await.map_err(query)? {
-                if spec.name == "usage" {
-                    keys.extend(settings.schema.keys(&batch, &hasher).map_err(columns)?);
-                } else {
-                    keys.extend(rejection_keys(&batch, &hasher));
+                match spec.name {
+                    "usage" => keys.extend(settings.schema.keys(&batch, &hasher).map_err(columns)?),
+                    "changes" => {
+                        let found = changes::keys(&settings.schema, &batch, &hasher).map_err(columns)?;
+                        keys.extend(found.into_iter().flat_map(ChangeKey::keys));
+                    }
+                    _ => keys.extend(rejection_keys(&batch, &hasher)),
                 }
                 let times = batch.column_by_name(logged_at).map(|times| times.as_primitive::<TimestampMicrosecondType>());
                 ingested_max = ingested_max.max(times.and_then(arrow::compute::max).unwrap_or(i64::MIN));
@@ -300,7 +305,7 @@ fn query(error: datafusion::error::DataFusionError) -> OpenError {
 }
 
 async fn taken_files(lake: &Lake, settings: &Settings) -> Result<Vec<FileClaim>, OpenError> {
-    let [_, _, spec, _] = table_specs(&settings.schema);
+    let [_, _, spec, ..] = table_specs(&settings.schema);
     let Some(completion) = latest_completion(lake).await? else { return Ok(Vec::new()) };
     let Some(table) = LakeTable::open(lake, spec.name, spec.partitions).await? else { return Ok(Vec::new()) };
     let mut claims = Vec::new();

@@ -16,7 +16,7 @@ use ratemill_rules::{Diagnostics, ReferenceData, functions};
 use ratemill_schemas::{Decimal, Rounding};
 
 use crate::config::{ConfigError, Settings};
-use crate::epoch::{latest_completion, table_specs};
+use crate::epoch::{Changes, latest_completion, table_specs};
 use crate::lake::{Lake, LakeError, LakeTable};
 
 /// Why a query was not answered.
@@ -64,12 +64,24 @@ impl Reader {
         let (authority, store) = lake.root_store();
         context.runtime_env().register_object_store(&authority, store);
         let versions = completion.versions;
-        for (spec, version) in
-            table_specs(&settings.schema).into_iter().zip([versions.usage, versions.rejected, versions.files, versions.charges])
-        {
+        let mut changes = Changes::default();
+        for (spec, version) in table_specs(&settings.schema).into_iter().zip([
+            versions.usage,
+            versions.rejected,
+            versions.files,
+            versions.charges,
+            versions.changes,
+        ]) {
             if let Some(table) = LakeTable::open(&lake, spec.name, spec.partitions).await? {
-                context.register_table(spec.name, table.at_version(version).await?.provider()?)?;
+                let table = table.at_version(version).await?;
+                if spec.name == "changes" {
+                    changes = Changes::load(&context, &table, &settings.schema, &completion.state.waiting).await?;
+                }
+                context.register_table(spec.name, table.provider()?)?;
             }
+        }
+        if let Ok(usage) = context.table_provider("usage").await {
+            context.register_table("effective_usage", changes.over(usage)?)?;
         }
         let reference = ReferenceData::load(&folder.join("reference"), "", &mut Diagnostics::default());
         for table in reference.tables() {

@@ -3,6 +3,8 @@
 use siphasher::sip128::{Hasher128, SipHasher13};
 use std::hash::Hasher;
 
+use crate::rejected::Reason;
+
 /// The identity of an event and a print of its content, as the dedup index keeps them.
 ///
 /// Both come from SipHash-1-3 under a secret key, so that nobody can choose colliding ids. Two identities collide
@@ -24,6 +26,22 @@ pub enum Verdict {
     Duplicate,
     /// The identity is taken by an event with other content; this one is kept in `rejected`.
     Conflict,
+    /// The version of this amendment is taken by one with another new event; this one is kept in `rejected`.
+    AmendmentConflict,
+}
+
+impl Verdict {
+    /// Of a conflict, the reason and one sentence for its sender.
+    #[must_use]
+    pub fn conflict(self) -> Option<(Reason, &'static str)> {
+        match self {
+            Self::Accepted | Self::Duplicate => None,
+            Self::Conflict => Some((Reason::IdentityConflict, "this source and id were used before by an event with other content")),
+            Self::AmendmentConflict => {
+                Some((Reason::AmendmentConflict, "this version was used before by an amendment of the same target with another new event"))
+            }
+        }
+    }
 }
 
 /// Hashes identities and contents under the key of one installation.
@@ -43,6 +61,12 @@ impl EventHasher {
     #[must_use]
     pub fn identity(&self, source: &str, id: &str) -> u128 {
         self.hash(b'e', &[source.as_bytes(), id.as_bytes()])
+    }
+
+    /// The identity hash of a version of an event that amendments make.
+    #[must_use]
+    pub fn amendment(&self, target_source: &str, target_id: &str, version: i64) -> u128 {
+        self.hash(b'a', &[target_source.as_bytes(), target_id.as_bytes(), &version.to_le_bytes()])
     }
 
     /// The identity hash of a rejected record: where it came from, why it was rejected, and its bytes.

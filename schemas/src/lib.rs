@@ -6,6 +6,7 @@
 #![warn(missing_docs)]
 
 mod billing_periods;
+pub mod changes;
 pub mod charges;
 pub mod decimal;
 pub mod files;

@@ -19,6 +19,12 @@ macro_rules! reasons {
         }
 
         impl Reason {
+    /// Whether it names a conflict with what was accepted before, which no other configuration mends.
+    #[must_use]
+    pub fn is_conflict(self) -> bool {
+        matches!(self, Self::IdentityConflict | Self::AmendmentConflict)
+    }
+
             /// Every reason, in the order of the documentation.
             pub const ALL: &[Self] = &[$(Self::$variant,)*];
 
@@ -78,7 +84,11 @@ reasons! {
     AttributeInvalid "attribute_invalid" "A CloudEvents attribute has a name or value that the standard does not allow."
     IdentityIncomplete "identity_incomplete" "A field of the identity rule is missing, so that the record has no identity."
     IdentityConflict "identity_conflict" "The identity was used before by an event with other content."
-    ChangeUnsupported "change_unsupported" "A void or amendment: kept for replay by a version that applies them."
+    AmendmentConflict "amendment_conflict" "The version of an amendment was used before with another new event of the same target."
+    TargetInvalid "target_invalid" "A void or amendment without data.target.source and data.target.id."
+    VersionInvalid "version_invalid" "An amendment whose data.version is not a whole number from 1."
+    AmendedEventMissing "amended_event_missing" "An amendment without the full new event in data.event."
+    ChangeUnsupported "change_unsupported" "A void or amendment that is no CloudEvent, or an amendment whose new event is one."
     TopicMismatch "topic_mismatch" "The MQTT topic does not fit the template."
     QosTooLow "qos_too_low" "An MQTT message of QoS 0, which may be lost, on a topic that asks for QoS 1."
     PropertyInvalid "property_invalid" "An MQTT 5 property or content type that cannot be read as a CloudEvent."

@@ -10,6 +10,7 @@ use arrow::array::{
 use arrow::datatypes::{DataType, Decimal128Type, Field, Fields, Int64Type, Schema, SchemaRef, TimestampMicrosecondType};
 use arrow::error::ArrowError;
 
+use crate::changes::{ChangeKey, is_change};
 use crate::decimal::{DECIMAL, Decimal, PRECISION, SCALE};
 use crate::identity::{EventHasher, EventKey};
 use crate::rejected::{Reason, Rejection};
@@ -194,7 +195,7 @@ impl UsageSchema {
     }
 }
 
-fn attribute_fields() -> MapFieldNames {
+pub(crate) fn attribute_fields() -> MapFieldNames {
     MapFieldNames { entry: "key_value".to_owned(), key: "key".to_owned(), value: "value".to_owned() }
 }
 
@@ -236,7 +237,11 @@ pub struct UsageBatch {
     pub batch: RecordBatch,
     /// Identity and content of each row.
     pub keys: Vec<EventKey>,
-    /// Index of each row in what was submitted.
+    /// Voids and amendments, in the schema of [`crate::changes::decoded`].
+    pub changes: Option<RecordBatch>,
+    /// What makes each change the same change.
+    pub change_keys: Vec<ChangeKey>,
+    /// Index of each row in what was submitted; changes follow the rows of usage here, in `positions`, `raw` and verdicts.
     pub rows: Vec<u32>,
     /// Where each row stood in its transport, for the rejected table; parallel to `rows`.
     pub positions: Positions,
@@ -293,6 +298,14 @@ pub enum RawRecords {
 }
 
 impl UsageBatch {
+    /// Source and id of row `row`; changes follow usage.
+    #[must_use]
+    pub fn identity_of(&self, row: usize) -> [String; 2] {
+        let usage = self.batch.num_rows();
+        let (batch, row) = if row < usage { (Some(&self.batch), row) } else { (self.changes.as_ref(), row - usage) };
+        [0, 1].map(|column| batch.map(|batch| batch.column(column).as_string::<i32>().value(row).to_owned()).unwrap_or_default())
+    }
+
     /// The raw record of row `row`.
     #[must_use]
     pub fn raw_of(&self, row: usize) -> Vec<u8> {
@@ -312,6 +325,8 @@ impl UsageBatch {
         Self {
             batch: RecordBatch::new_empty(schema.decoded.clone()),
             keys: Vec::new(),
+            changes: None,
+            change_keys: Vec::new(),
             rows: Vec::new(),
             positions: Positions::Index,
             raw: RawRecords::Columns,
@@ -326,6 +341,8 @@ impl UsageBatch {
         Self {
             batch: self.batch.clone(),
             keys: self.keys.clone(),
+            changes: self.changes.clone(),
+            change_keys: self.change_keys.clone(),
             rows: self.rows.clone(),
             positions: self.positions.clone(),
             raw: self.raw.clone(),
@@ -485,8 +502,8 @@ impl UsageBatchBuilder {
         check_field(event.id, "id", Reason::EmptyId)?;
         check_field(event.meter, "type", Reason::EmptyMeter)?;
         check_field(event.subject, "subject", Reason::EmptySubject)?;
-        if event.meter == "ratemill.void" || event.meter == "ratemill.amend" {
-            return Err((Reason::ChangeUnsupported, format!("`{}` events are kept, but not applied yet", event.meter)));
+        if is_change(event.meter) {
+            return Err((Reason::ChangeUnsupported, format!("`{}` is no meter; send voids and amendments as CloudEvents", event.meter)));
         }
         if event.time < EARLIEST {
             return Err((Reason::TimeTooOld, format!("time {} is before 2000", format_instant(event.time))));
@@ -569,7 +586,7 @@ impl UsageBatchBuilder {
     }
 }
 
-fn check_field(value: &str, name: &str, empty: Reason) -> Result<(), (Reason, String)> {
+pub(crate) fn check_field(value: &str, name: &str, empty: Reason) -> Result<(), (Reason, String)> {
     if value.is_empty() {
         return Err((empty, format!("{name} is empty")));
     }

@@ -49,7 +49,7 @@ fn events() -> Vec<(String, &'static str)> {
         (text(with("type", Value::Null)), "missing_meter"),
         (text(with("type", json!(""))), "empty_meter"),
         (text(with("type", json!(5))), "meter_not_text"),
-        (text(with("type", json!("ratemill.void"))), "change_unsupported"),
+        (text(with("type", json!("ratemill.void"))), "target_invalid"),
         (text(with("subject", Value::Null)), "missing_subject"),
         (text(with("subject", json!(""))), "empty_subject"),
         (text(with("subject", json!(7))), "subject_not_text"),

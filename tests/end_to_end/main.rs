@@ -3,6 +3,7 @@
 
 mod bad_input;
 mod batch;
+mod changes;
 mod conformance;
 mod corrections;
 mod crash;

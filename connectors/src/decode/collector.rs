@@ -3,10 +3,11 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
+use ratemill_schemas::changes::{ChangesBuilder, is_change};
 use ratemill_schemas::usage::{DimensionValue, Positions, RawRecords, UsageEvent};
 use ratemill_schemas::{Decimal, Reason, Rejection, UsageBatch, UsageBatchBuilder, time};
 
-use super::{DecodeContext, Fields, Value};
+use super::{DecodeContext, Fields, Value, changes};
 use crate::mapping::{FieldRef, Mapping};
 
 /// Where a record stood, told only when it is needed.
@@ -20,11 +21,31 @@ pub enum Place<'a> {
     Topic(&'a Arc<str>),
 }
 
+/// Index, place and raw record of a change.
+struct Standing {
+    index: u32,
+    line: Option<u64>,
+    topic: Option<Arc<str>>,
+    range: Option<(u32, u32)>,
+    message: Option<Arc<[u8]>>,
+}
+
+/// What a record was.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Usage,
+    Change,
+}
+
 /// Collects the records of one submission.
 pub struct Collector<'c> {
     context: &'c DecodeContext,
     mapping: &'c Mapping,
     builder: UsageBatchBuilder,
+    time_limit: i64,
+    /// Voids and amendments, and where they stood: they follow the rows of usage.
+    changes: Option<Box<ChangesBuilder>>,
+    changes_at: Vec<Standing>,
     rows: Vec<u32>,
     positions: Positions,
     raw: RawRecords,
@@ -41,6 +62,9 @@ impl<'c> Collector<'c> {
             context,
             mapping,
             builder: UsageBatchBuilder::new(&context.schema, context.hasher, time_limit, capacity),
+            time_limit,
+            changes: None,
+            changes_at: Vec::new(),
             rows: Vec::with_capacity(capacity),
             positions,
             raw,
@@ -69,17 +93,17 @@ impl<'c> Collector<'c> {
             Err((reason, message)) => Err((*reason, message.clone())),
         };
         match outcome {
-            Ok(()) => {
-                self.rows.push(self.records);
-                match (&mut self.positions, place) {
-                    (Positions::Line { lines, .. }, Place::Line(line)) => lines.push(line),
-                    (Positions::Topic(topics), Place::Topic(topic)) => topics.push(Arc::clone(topic)),
-                    _ => {}
-                }
-                match (&mut self.raw, range) {
-                    (RawRecords::Slices { ranges, .. }, Some(range)) => ranges.push(range),
-                    (RawRecords::Messages(messages), _) => messages.push(raw.into()),
-                    _ => {}
+            Ok(kind) => {
+                let standing = Standing {
+                    index: self.records,
+                    line: if let Place::Line(line) = place { Some(line) } else { None },
+                    topic: if let Place::Topic(topic) = place { Some(Arc::clone(topic)) } else { None },
+                    range,
+                    message: matches!(self.raw, RawRecords::Messages(_)).then(|| raw.into()),
+                };
+                match kind {
+                    Kind::Usage => self.stand(standing),
+                    Kind::Change => self.changes_at.push(standing),
                 }
                 self.records += 1;
                 true
@@ -95,6 +119,21 @@ impl<'c> Collector<'c> {
                 self.reject(source, id, place, reason, message, raw);
                 false
             }
+        }
+    }
+
+    /// Notes where the next row stood.
+    fn stand(&mut self, standing: Standing) {
+        self.rows.push(standing.index);
+        match (&mut self.positions, standing.line, standing.topic) {
+            (Positions::Line { lines, .. }, Some(line), _) => lines.push(line),
+            (Positions::Topic(topics), _, Some(topic)) => topics.push(topic),
+            _ => {}
+        }
+        match (&mut self.raw, standing.range, standing.message) {
+            (RawRecords::Slices { ranges, .. }, Some(range), _) => ranges.push(range),
+            (RawRecords::Messages(messages), _, Some(message)) => messages.push(message),
+            _ => {}
         }
     }
 
@@ -121,24 +160,39 @@ impl<'c> Collector<'c> {
     ///
     /// # Errors
     /// When a column passes 2 GiB, which the limits on bodies and chunks prevent.
-    pub fn finish(self) -> Result<UsageBatch, arrow::error::ArrowError> {
+    pub fn finish(mut self) -> Result<UsageBatch, arrow::error::ArrowError> {
+        for standing in std::mem::take(&mut self.changes_at) {
+            self.stand(standing);
+        }
+        let changes = self.changes.map(|changes| changes.finish(&self.context.schema)).transpose()?;
+        let (changes, change_keys) = changes.map_or((None, Vec::new()), |(changes, keys)| (Some(changes), keys));
         let (batch, keys, time_max) = self.builder.finish()?;
-        Ok(UsageBatch { batch, keys, rows: self.rows, positions: self.positions, raw: self.raw, rejections: self.rejections, time_max })
+        Ok(UsageBatch {
+            batch,
+            keys,
+            changes,
+            change_keys,
+            rows: self.rows,
+            positions: self.positions,
+            raw: self.raw,
+            rejections: self.rejections,
+            time_max,
+        })
     }
 
-    fn append(&mut self, fields: &Fields<'_>) -> Result<(), (Reason, String)> {
+    fn append(&mut self, fields: &Fields<'_>) -> Result<Kind, (Reason, String)> {
         let mapping = self.mapping;
+        if let Some(amended) = &mapping.amended
+            && lookup(fields, &mapping.meter).and_then(Value::text).is_some_and(is_change)
+        {
+            let context = self.context;
+            let new = || Box::new(ChangesBuilder::new(&context.schema, context.hasher, self.time_limit));
+            let builder = self.changes.get_or_insert_with(new);
+            changes::with_change(context, mapping, amended, fields, |change| builder.append(change))?;
+            return Ok(Kind::Change);
+        }
         let source = required(fields, &mapping.source, "source", Reason::MissingSource, Some(Reason::SourceNotText))?;
-        let meter = required(fields, &mapping.meter, "type", Reason::MissingMeter, Some(Reason::MeterNotText))?;
-        let subject = required(fields, &mapping.subject, "subject", Reason::MissingSubject, Some(Reason::SubjectNotText))?;
-        let time_text = required(fields, &mapping.time, "time", Reason::MissingTime, None)?;
-        let time = mapping.time(time_text).map_err(|message| (Reason::TimeInvalid, format!("time {message}")))?;
-        let end = lookup(fields, &mapping.end)
-            .and_then(Value::text)
-            .map(|text| mapping.time(text).map_err(|message| (Reason::EndInvalid, format!("end {message}"))))
-            .transpose()?;
-        let quantity = quantity(fields, &mapping.quantity)?;
-        let dimensions = self.dimensions(fields)?;
+        let Decoded { meter, subject, time, end, quantity, dimensions } = Decoded::read(self.context, mapping, fields)?;
         let id: Cow<'_, str> = match mapping.id.as_ref().and_then(|id| lookup(fields, id)) {
             Some(Value::Text(text)) => Cow::Borrowed(text.as_ref()),
             // A file's id column may hold numbers; a CloudEvents id may not.
@@ -162,29 +216,8 @@ impl<'c> Collector<'c> {
             end,
             dimensions: &dimensions,
             attributes: &attributes,
-        })
-    }
-
-    fn dimensions<'f>(&self, fields: &'f Fields<'_>) -> Result<Vec<DimensionValue<'f>>, (Reason, String)>
-    where
-        'c: 'f,
-    {
-        self.context
-            .schema
-            .dimensions()
-            .iter()
-            .zip(&self.mapping.dimensions)
-            .map(|(dimension, references)| {
-                let text = references.iter().find_map(|reference| constant_or_text(fields, reference));
-                match text {
-                    None => Ok(DimensionValue::Null),
-                    Some(text) => dimension
-                        .kind
-                        .parse(Cow::Borrowed(text))
-                        .map_err(|message| (Reason::DimensionInvalid, format!("dimension {}: {message}", dimension.name))),
-                }
-            })
-            .collect()
+        })?;
+        Ok(Kind::Usage)
     }
 
     /// The id that the declared rule makes: values joined by `|`, so that it can be read.
@@ -216,6 +249,50 @@ impl<'c> Collector<'c> {
     }
 }
 
+/// What an event says, but for its identity and attributes.
+pub(super) struct Decoded<'f> {
+    pub(super) meter: &'f str,
+    pub(super) subject: &'f str,
+    pub(super) time: i64,
+    pub(super) end: Option<i64>,
+    pub(super) quantity: Decimal,
+    pub(super) dimensions: Vec<DimensionValue<'f>>,
+}
+
+impl<'f> Decoded<'f> {
+    /// Reads the fields that `mapping` names.
+    pub(super) fn read(context: &DecodeContext, mapping: &'f Mapping, fields: &'f Fields<'_>) -> Result<Self, (Reason, String)> {
+        let meter = required(fields, &mapping.meter, "type", Reason::MissingMeter, Some(Reason::MeterNotText))?;
+        let subject = required(fields, &mapping.subject, "subject", Reason::MissingSubject, Some(Reason::SubjectNotText))?;
+        let time_text = required(fields, &mapping.time, "time", Reason::MissingTime, None)?;
+        let time = mapping.time(time_text).map_err(|message| (Reason::TimeInvalid, format!("time {message}")))?;
+        let end = lookup(fields, &mapping.end)
+            .and_then(Value::text)
+            .map(|text| mapping.time(text).map_err(|message| (Reason::EndInvalid, format!("end {message}"))))
+            .transpose()?;
+        let quantity = quantity(fields, &mapping.quantity)?;
+        let dimensions = dimensions(context, mapping, fields)?;
+        Ok(Self { meter, subject, time, end, quantity, dimensions })
+    }
+}
+
+fn dimensions<'f>(
+    context: &DecodeContext,
+    mapping: &'f Mapping,
+    fields: &'f Fields<'_>,
+) -> Result<Vec<DimensionValue<'f>>, (Reason, String)> {
+    let declared = context.schema.dimensions().iter().zip(&mapping.dimensions);
+    declared
+        .map(|(dimension, references)| match references.iter().find_map(|reference| constant_or_text(fields, reference)) {
+            None => Ok(DimensionValue::Null),
+            Some(text) => dimension
+                .kind
+                .parse(Cow::Borrowed(text))
+                .map_err(|message| (Reason::DimensionInvalid, format!("dimension {}: {message}", dimension.name))),
+        })
+        .collect()
+}
+
 fn incomplete(name: &str) -> (Reason, String) {
     (Reason::IdentityIncomplete, format!("the identity rule needs field `{name}`, which the record does not have"))
 }
@@ -234,7 +311,7 @@ fn constant_or_text<'f>(fields: &'f Fields<'_>, reference: &'f FieldRef) -> Opti
     }
 }
 
-fn required<'f>(
+pub(super) fn required<'f>(
     fields: &'f Fields<'_>,
     reference: &'f FieldRef,
     name: &str,

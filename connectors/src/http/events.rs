@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use arrow::array::{Array, ArrayRef, AsArray};
 use axum::Json;
 use axum::Router;
 use axum::body::Body;
@@ -91,22 +92,32 @@ async fn receive(State(state): State<Arc<EventsState>>, headers: HeaderMap, body
         })
         .collect();
     let rows = usage.rows.clone();
-    let ids = usage.batch.column(1).clone();
+    let ids = Ids { usage: usage.batch.column(1).clone(), changes: usage.changes.as_ref().map(|changes| changes.column(1).clone()) };
     let receipt = state.intake.try_submit(&state.input, usage).await.map_err(refuse)?;
     Ok(answer(&receipt, rejected, &rows, &ids).into_response())
 }
 
-fn answer(receipt: &Receipt, mut rejected: Vec<Rejected>, rows: &[u32], ids: &arrow::array::ArrayRef) -> Json<Answer> {
-    use arrow::array::AsArray;
+/// Ids of the rows of a call; changes follow usage.
+struct Ids {
+    usage: ArrayRef,
+    changes: Option<ArrayRef>,
+}
+
+impl Ids {
+    fn of(&self, row: usize) -> Option<String> {
+        let text = |ids: &ArrayRef, row: usize| ids.as_string::<i32>().value(row).to_owned();
+        match row.checked_sub(self.usage.len()) {
+            None => Some(text(&self.usage, row)),
+            Some(row) => self.changes.as_ref().map(|ids| text(ids, row)),
+        }
+    }
+}
+
+fn answer(receipt: &Receipt, mut rejected: Vec<Rejected>, rows: &[u32], ids: &Ids) -> Json<Answer> {
     let count = |verdict| receipt.verdicts.iter().filter(|given| **given == verdict).count();
     for (row, verdict) in receipt.verdicts.iter().enumerate() {
-        if *verdict == Verdict::Conflict {
-            rejected.push(Rejected {
-                index: rows[row],
-                id: Some(ids.as_string::<i32>().value(row).to_owned()),
-                reason: ratemill_schemas::Reason::IdentityConflict.code(),
-                message: "this source and id were used before by an event with other content".to_owned(),
-            });
+        if let Some((reason, message)) = verdict.conflict() {
+            rejected.push(Rejected { index: rows[row], id: ids.of(row), reason: reason.code(), message: message.to_owned() });
         }
     }
     rejected.sort_by_key(|rejected| rejected.index);

@@ -139,7 +139,8 @@ impl Rate {
             None if self.close => state.open.iter().map(|open| open.window.window.end).chain(last).max().unwrap_or(from),
             None => last.unwrap_or(from),
         };
-        // Closing ends what has begun by the last event, and nothing that lies in the future of every rule.
+        // Closing ends what has begun by the last event, amended ones included, and nothing that lies in the future of every rule.
+        let last = last.max(state.open.iter().map(|open| open.window.window.start).max());
         let begun = if self.close && self.to.is_none() { last.unwrap_or(i64::MAX) } else { i64::MAX };
         Ok(Finalize::Range { from, to, begun, re_rate: self.re_rate })
     }
@@ -215,9 +216,11 @@ fn progress_bar(files: usize) -> ProgressBar {
 
 fn summary(reports: &[EpochReport]) {
     let sum = |value: fn(&EpochReport) -> usize| reports.iter().map(value).sum::<usize>();
+    let changes = sum(|report| report.changes);
     eprintln!(
-        "{} events stored, {} records rejected, {} windows evaluated, {} ledger rows of which {} corrections",
+        "{} events stored, {}{} records rejected, {} windows evaluated, {} ledger rows of which {} corrections",
         sum(|report| report.usage),
+        if changes > 0 { format!("{changes} voids and amendments, ") } else { String::new() },
         sum(|report| report.rejected),
         sum(|report| report.windows),
         sum(|report| report.charges),

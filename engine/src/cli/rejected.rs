@@ -103,7 +103,9 @@ impl Replay {
         let folder = &self.project.folder;
         let records = {
             let reader = Reader::open(folder).await?;
-            let mut filter = format!("WHERE reason <> {}", quoted(Reason::IdentityConflict.code()));
+            let conflicts: Vec<String> =
+                Reason::ALL.iter().filter(|reason| reason.is_conflict()).map(|reason| quoted(reason.code())).collect();
+            let mut filter = format!("WHERE reason NOT IN ({})", conflicts.join(", "));
             if let Some(reason) = &self.reason {
                 filter.push_str(&format!(" AND reason = {}", quoted(reason)));
             }
@@ -126,7 +128,7 @@ impl Replay {
                 .collect();
             let (usage, bad) = decode(&pipeline, name, kind, &rows)?;
             still_bad += bad;
-            if usage.batch.num_rows() == 0 {
+            if usage.rows.is_empty() {
                 continue;
             }
             let receipt = pipeline.intake.submit(&name.into(), usage, Vec::new(), true).await.map_err(Failure::failed)?;

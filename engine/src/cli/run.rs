@@ -39,6 +39,7 @@ impl Run {
                     epoch = report.epoch,
                     usage = report.usage,
                     rejected = report.rejected,
+                    changes = report.changes,
                     windows = report.windows,
                     charges = report.charges,
                     corrections = report.corrections,

@@ -6,8 +6,9 @@ use arrow::array::{ArrayRef, AsArray, Int64Array, RecordBatch, StringArray, Time
 use arrow::compute::{concat_batches, filter_record_batch};
 use arrow::datatypes::TimestampMicrosecondType;
 use ratemill_rules::RuleWindow;
+use ratemill_schemas::changes::{self, ChangeKey};
 use ratemill_schemas::files::{self, FileClaim};
-use ratemill_schemas::{EventHasher, EventKey, UsageSchema};
+use ratemill_schemas::{EventHasher, EventKey, Reason, UsageSchema};
 
 use super::manifest::Manifest;
 use super::run::EpochError;
@@ -26,6 +27,9 @@ pub(crate) fn frame_keys(
     if let Some(rejected) = &frame.rejected {
         keys.extend(rejection_keys(rejected, hasher));
     }
+    if let Some(changes) = &frame.changes {
+        keys.extend(changes::keys(schema, changes, hasher)?.into_iter().flat_map(ChangeKey::keys));
+    }
     Ok(())
 }
 
@@ -39,10 +43,10 @@ pub(crate) fn rejection_keys(rejected: &RecordBatch, hasher: &EventHasher) -> Ve
     };
     let (connector, position, reason, raw) =
         (connector.as_string::<i32>(), position.as_string::<i32>(), reason.as_string::<i32>(), raw.as_binary::<i32>());
-    let conflict = ratemill_schemas::Reason::IdentityConflict.code();
+    let conflicts: Vec<&str> = Reason::ALL.iter().filter(|reason| reason.is_conflict()).map(|reason| reason.code()).collect();
     (0..rejected.num_rows())
         .map(|row| {
-            let position = if reason.value(row) == conflict { "" } else { position.value(row) };
+            let position = if conflicts.contains(&reason.value(row)) { "" } else { position.value(row) };
             EventKey { identity: hasher.rejection(connector.value(row), position, reason.value(row), raw.value(row)), content: 0 }
         })
         .collect()
@@ -53,6 +57,7 @@ pub(super) fn check_books(
     frames: &[Frame],
     usage: &[RecordBatch],
     rejected: &[RecordBatch],
+    changes: &[RecordBatch],
 ) -> Result<(), EpochError> {
     let wrong = |message: String| Err(EpochError::Books { epoch: manifest.epoch, message });
     let end = frames.last().map_or(manifest.from, |frame| frame.header.end());
@@ -67,6 +72,10 @@ pub(super) fn check_books(
     let logged: usize = frames.iter().map(|frame| frame.header.rejected).sum();
     if rows(rejected) != logged {
         return wrong(format!("{logged} records were rejected, {} would be stored", rows(rejected)));
+    }
+    let logged: usize = frames.iter().map(|frame| frame.header.changes).sum();
+    if rows(changes) != logged {
+        return wrong(format!("{logged} voids and amendments were logged, {} would be stored", rows(changes)));
     }
     Ok(())
 }

@@ -193,6 +193,7 @@ pub(super) fn note_usage(state: &mut EngineState, touched: Vec<Touched<'_>>, wat
                             window,
                             first_ingest,
                             late_as_a_whole: watermark_before.is_some_and(|watermark| watermark >= deadline),
+                            changed_at: 0,
                         });
                     }
                 }

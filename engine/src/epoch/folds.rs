@@ -98,6 +98,7 @@ impl Folds {
         let older = self.read(Arc::clone(&usage), (0, loaded), session).await?;
         for rule in self.rules.iter_mut().filter(|rule| rule.is_loaded) {
             rule.note_open(state);
+            rule.read_again(state, loaded);
             rule.open_known()?;
         }
         let newer = self.read(usage, (loaded, state.position), session).await?;
@@ -148,6 +149,7 @@ impl Folds {
         }
         for rule in &mut self.rules {
             rule.note_open(state);
+            rule.read_again(state, from);
             rule.open_known()?;
         }
         // Who stops the epoch half-way must not find some of it folded.
@@ -268,6 +270,20 @@ impl RuleFold {
         if let Err(error) = self.state.fold(usage, open).await {
             tracing::warn!(%error, rule = self.fold.rule().name, "usage could not be folded; open windows are read again");
             self.give_up();
+        }
+    }
+
+    /// Holds no window any more in which events were voided or amended since this position of the log: what is in the state
+    /// cannot be taken out again.
+    fn read_again(&mut self, state: &EngineState, since: i64) {
+        let rule = self.fold.rule();
+        let changed = state.open.iter().filter(|open| open.rule == rule.name && open.changed_at > since);
+        let windows: Vec<Window> = changed.map(|open| open.window.window).collect();
+        for window in &windows {
+            self.known.insert(*window, false);
+        }
+        if !windows.is_empty() {
+            self.state.drop_windows(&windows);
         }
     }
 

@@ -17,8 +17,18 @@ pub struct WindowTask {
     pub reference_version: String,
     /// The window.
     pub window: RuleWindow,
-    /// Why: `window closed`, `late usage`, `re-rate`.
+    /// Why: `window closed`, `late usage`, `void or amendment`, `re-rate`.
     pub cause: String,
+}
+
+impl WindowTask {
+    /// The cause of windows that voids and amendments correct.
+    pub(super) const CHANGED: &'static str = "void or amendment";
+
+    /// Whether it corrects a published window because of what arrived.
+    pub(super) fn is_late(&self) -> bool {
+        self.cause == "late usage" || self.cause == Self::CHANGED
+    }
 }
 
 /// What an epoch will do, fixed before it does anything.

@@ -14,6 +14,7 @@ use ratemill_rules::{Evaluator, Rule, RuleProject, RuleWindow, WindowCharges};
 use ratemill_schemas::Window;
 
 use super::books::{of_contract, rows_of};
+use super::changes::Changes;
 use super::due;
 use super::finalized::Finalized;
 use super::manifest::{Manifest, WindowTask};
@@ -29,6 +30,7 @@ impl Epochs {
     pub(super) async fn rate(
         &mut self,
         manifest: &Manifest,
+        changes_after: Option<&Changes>,
         state: &mut EngineState,
         failures: &mut Vec<String>,
     ) -> Result<Vec<RecordBatch>, EpochError> {
@@ -64,7 +66,8 @@ impl Epochs {
                 continue;
             }
             let windows: Vec<Window> = tasks.iter().map(|task| task.window.window).collect::<BTreeSet<Window>>().into_iter().collect();
-            let evaluator = self.evaluator(Arc::clone(&project), self.tables.usage.provider()?, &read, &windows, state, &evaluated).await?;
+            let usage = changes_after.unwrap_or(&self.changes).over(self.tables.usage.provider()?)?;
+            let evaluator = self.evaluator(Arc::clone(&project), usage, &read, &windows, state, &evaluated).await?;
             let mut results = self.from_folds(&project, rule, &tasks, &evaluator).await;
             let rest: Vec<Window> = windows.iter().copied().filter(|window| !results.contains_key(window)).collect();
             match evaluator.evaluate(rule, &rest).await {
@@ -156,7 +159,7 @@ impl Epochs {
         failures.push(format!("{error}{hint}"));
         for task in tasks {
             self.failed.insert((task.rule.clone(), task.window.clone()));
-            if task.cause == "late usage" {
+            if task.is_late() {
                 state.pending.push((*task).clone());
             }
         }

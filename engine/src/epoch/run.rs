@@ -9,17 +9,18 @@ use arrow::array::{AsArray, RecordBatch};
 use arrow::datatypes::TimestampMicrosecondType;
 use datafusion::execution::runtime_env::RuntimeEnv;
 use ratemill_rules::functions::FUNCTIONS_VERSION;
-use ratemill_rules::session::{SessionLimits, runtime};
+use ratemill_rules::session::{SessionLimits, runtime, session};
 use ratemill_rules::{RateError, Rule, RuleProject, RuleWindow};
 use ratemill_schemas::files;
 use ratemill_schemas::invoicing::InvoicingCalendar;
 use ratemill_schemas::windows::WindowError;
-use ratemill_schemas::{EventHasher, EventKey, UsageSchema, charges, rejected, time};
+use ratemill_schemas::{EventHasher, EventKey, UsageSchema, changes, charges, rejected, time};
 
 use super::books::{check_books, claims_batch, frame_keys, merge_days};
+use super::changes::Changes;
 use super::due::{self, Finalize};
 use super::folds::{Folds, tracked_version};
-use super::manifest::{Completion, Manifest, completion_name, encode, manifest_name, read};
+use super::manifest::{Completion, Manifest, WindowTask, completion_name, encode, manifest_name, read};
 use super::moved::MovedSubjects;
 use super::state::{EngineState, TableVersions};
 use crate::capture::CaptureProgress;
@@ -88,6 +89,8 @@ pub struct EpochReport {
     pub usage: usize,
     /// Rejected records.
     pub rejected: usize,
+    /// Voids and amendments.
+    pub changes: usize,
     /// Windows evaluated.
     pub windows: usize,
     /// Ledger rows.
@@ -105,6 +108,7 @@ pub(super) struct Tables {
     pub(super) rejected: LakeTable,
     pub(super) files: LakeTable,
     pub(super) charges: LakeTable,
+    pub(super) changes: LakeTable,
 }
 
 /// Runs epochs, one after the other.
@@ -113,6 +117,7 @@ pub struct Epochs {
     pub(super) lake: Lake,
     pub(super) ownership: Ownership,
     pub(super) tables: Tables,
+    pub(super) changes: Changes,
     pub(super) project: Arc<RuleProject>,
     pub(super) schema: Arc<UsageSchema>,
     pub(super) state: EngineState,
@@ -181,7 +186,7 @@ pub struct EpochSetup {
 
 /// The specifications of the lake's tables.
 #[must_use]
-pub fn table_specs(schema: &UsageSchema) -> [TableSpec; 4] {
+pub fn table_specs(schema: &UsageSchema) -> [TableSpec; 5] {
     [
         TableSpec {
             name: "usage",
@@ -213,6 +218,12 @@ pub fn table_specs(schema: &UsageSchema) -> [TableSpec; 4] {
                 "epoch",
             ],
         },
+        TableSpec {
+            name: "changes",
+            schema: changes::stored(schema),
+            partitions: &[],
+            statistics: &["source", "id", "target_source", "target_id", "log_position"],
+        },
     ]
 }
 
@@ -223,25 +234,30 @@ impl Epochs {
     /// # Errors
     /// [`EpochError`].
     pub async fn open(lake: Lake, ownership: Ownership, completion: Option<Completion>, setup: EpochSetup) -> Result<Self, EpochError> {
-        let [usage, rejected, files, charges] = table_specs(&setup.schema);
+        let [usage, rejected, files, charges, changes] = table_specs(&setup.schema);
         let mut tables = Tables {
             usage: LakeTable::open_or_create(&lake, &usage).await?,
             rejected: LakeTable::open_or_create(&lake, &rejected).await?,
             files: LakeTable::open_or_create(&lake, &files).await?,
             charges: LakeTable::open_or_create(&lake, &charges).await?,
+            changes: LakeTable::open_or_create(&lake, &changes).await?,
         };
         let generation = i64::try_from(ownership.generation()).unwrap_or(i64::MAX);
-        for table in [&mut tables.usage, &mut tables.rejected, &mut tables.files, &mut tables.charges] {
+        for table in [&mut tables.usage, &mut tables.rejected, &mut tables.files, &mut tables.charges, &mut tables.changes] {
             table.append(&[], OWNER, generation).await?;
         }
+        let changes_version = completion.as_ref().map_or(0, |completion| completion.versions.changes);
         let (last, state) = completion.map_or_else(|| (0, EngineState::default()), |completion| (completion.epoch, completion.state));
         let runtime = runtime(&setup.limits)?;
         let (authority, store) = lake.root_store();
         runtime.register_object_store(&authority, store);
+        let completed = tables.changes.clone().at_version(changes_version).await?;
+        let changes = Changes::load(&session(Arc::clone(&runtime), &setup.limits), &completed, &setup.schema, &state.waiting).await?;
         let mut epochs = Self {
             lake,
             ownership,
             tables,
+            changes,
             project: Arc::new(setup.project),
             schema: setup.schema,
             state,
@@ -284,7 +300,7 @@ impl Epochs {
         let started = std::time::Instant::now();
         self.folds = Folds::plan(&self.project, &self.runtime, &self.limits).await;
         let checkpoint = self.folds.load(&self.lake, &self.state).await?;
-        let usage = self.tables.usage.provider()?;
+        let usage = self.changes.over(self.tables.usage.provider()?)?;
         let events = self.folds.catch_up(usage, &self.state, checkpoint, (&self.runtime, &self.limits)).await?;
         tracing::info!(events, checkpoint, seconds = started.elapsed().as_secs(), "open windows are folded");
         Ok(())
@@ -326,7 +342,7 @@ impl Epochs {
             let complete = to >= target;
             // Windows close only with the last part, lest usage that is already in the log comes late.
             let finalize = if complete { finalize } else { Finalize::Nothing };
-            if let Some(manifest) = self.plan(&frames, to, finalize)? {
+            if let Some(manifest) = self.plan(&frames, to, finalize).await? {
                 self.ownership.check().await?;
                 let name = manifest_name(manifest.epoch);
                 // An answer that was lost leaves a manifest of ours: it is read and finished, too.
@@ -364,7 +380,7 @@ impl Epochs {
     }
 
     /// What an epoch over these frames would do; `None` when it would do nothing.
-    fn plan(&self, frames: &[Frame], to: i64, finalize: Finalize) -> Result<Option<Manifest>, EpochError> {
+    async fn plan(&self, frames: &[Frame], to: i64, finalize: Finalize) -> Result<Option<Manifest>, EpochError> {
         let epoch = self.last + 1;
         let clock = time::now();
         let mut state = self.state.clone();
@@ -378,10 +394,9 @@ impl Epochs {
         state.track(tracked, fresh_from);
         let batches = self.usage_of(epoch, frames)?;
         state.latest_event = state.latest_event.max(latest_time(&batches));
-        let mut touched = due::touched(&self.project.rules, &self.project.reference, &state, &self.moved, &batches)?;
-        due::reach_onward(&state, &self.project.reference, &mut touched)?;
-        let mut tasks = due::note_usage(&mut state, touched, watermark_before);
-        for task in due::late_for_former(&state, &self.former, &self.project.reference, &self.moved, &batches)? {
+        let mut tasks = self.late(&mut state, watermark_before, &batches)?;
+        let effect = self.effect_of(epoch, frames, &batches).await?;
+        for task in self.changed(&mut state, watermark_before, to, effect)? {
             if !tasks.iter().any(|late| late.rule == task.rule && late.window == task.window) {
                 tasks.push(task);
             }
@@ -401,7 +416,7 @@ impl Epochs {
         } else if frames.is_empty() {
             let (again, rest): (Vec<_>, Vec<_>) =
                 tasks.into_iter().partition(|task| self.failed.contains(&(task.rule.clone(), task.window.clone())));
-            state.pending = again.into_iter().filter(|task| task.cause == "late usage").collect();
+            state.pending = again.into_iter().filter(WindowTask::is_late).collect();
             tasks = rest;
         }
         if frames.is_empty() && tasks.is_empty() {
@@ -423,6 +438,24 @@ impl Epochs {
         }))
     }
 
+    /// Notes the windows that these events fall into, and returns those of them that were published.
+    pub(super) fn late(
+        &self,
+        state: &mut EngineState,
+        watermark_before: Option<i64>,
+        batches: &[RecordBatch],
+    ) -> Result<Vec<WindowTask>, EpochError> {
+        let mut touched = due::touched(&self.project.rules, &self.project.reference, state, &self.moved, batches)?;
+        due::reach_onward(state, &self.project.reference, &mut touched)?;
+        let mut tasks = due::note_usage(state, touched, watermark_before);
+        for task in due::late_for_former(state, &self.former, &self.project.reference, &self.moved, batches)? {
+            if !tasks.iter().any(|late| late.rule == task.rule && late.window == task.window) {
+                tasks.push(task);
+            }
+        }
+        Ok(tasks)
+    }
+
     pub(super) fn usage_of(&self, epoch: i64, frames: &[Frame]) -> Result<Vec<RecordBatch>, EpochError> {
         frames
             .iter()
@@ -439,12 +472,17 @@ impl Epochs {
         let usage = self.usage_of(epoch, frames)?;
         let rejected: Vec<RecordBatch> =
             frames.iter().filter_map(|frame| frame.stored_rejected().transpose()).collect::<Result<_, _>>().map_err(arrow)?;
-        check_books(&manifest, frames, &usage, &rejected)?;
+        let changes = self.changes_of(epoch, frames)?;
+        check_books(&manifest, frames, &usage, &rejected, &changes)?;
         let merged = merge_days(&usage).map_err(arrow)?;
         self.tables.usage.append(&merged, APPLICATION, epoch).await?;
         if !rejected.is_empty() {
             self.tables.rejected.append(&rejected, APPLICATION, epoch).await?;
         }
+        if !changes.is_empty() {
+            self.tables.changes.append(&changes, APPLICATION, epoch).await?;
+        }
+        let changes_after = self.changes_after(epoch, &changes, &manifest.state.waiting)?;
         let claims = claims_batch(frames).map_err(arrow)?;
         if claims.num_rows() > 0 {
             self.tables.files.append(&[claims], APPLICATION, epoch).await?;
@@ -452,11 +490,11 @@ impl Epochs {
         let mut state = manifest.state.clone();
         self.folds.follow(manifest.from, manifest.to, &merged, &state).await?;
         let mut failures = Vec::new();
-        let postings = self.rate(&manifest, &mut state, &mut failures).await?;
+        let postings = self.rate(&manifest, changes_after.as_ref(), &mut state, &mut failures).await?;
         if !postings.is_empty() {
             self.tables.charges.append(&postings, APPLICATION, epoch).await?;
         }
-        self.complete(&manifest, state, frames).await?;
+        self.complete(&manifest, state, changes_after, frames).await?;
         let count = |batches: &[RecordBatch]| batches.iter().map(RecordBatch::num_rows).sum();
         let corrections = postings
             .iter()
@@ -469,6 +507,7 @@ impl Epochs {
             epoch,
             usage: count(&usage),
             rejected: count(&rejected),
+            changes: count(&changes),
             windows: manifest.tasks.len(),
             charges: count(&postings),
             corrections,
@@ -476,7 +515,13 @@ impl Epochs {
         })
     }
 
-    async fn complete(&mut self, manifest: &Manifest, state: EngineState, frames: &[Frame]) -> Result<(), EpochError> {
+    async fn complete(
+        &mut self,
+        manifest: &Manifest,
+        state: EngineState,
+        changes_after: Option<Changes>,
+        frames: &[Frame],
+    ) -> Result<(), EpochError> {
         let completion = Completion {
             epoch: manifest.epoch,
             completed_at: time::now(),
@@ -485,6 +530,7 @@ impl Epochs {
                 rejected: self.tables.rejected.version(),
                 files: self.tables.files.version(),
                 charges: self.tables.charges.version(),
+                changes: self.tables.changes.version(),
             },
             state: state.clone(),
         };
@@ -493,6 +539,9 @@ impl Epochs {
         self.last = manifest.epoch;
         self.folds.keep_open(&state);
         self.state = state;
+        if let Some(changes) = changes_after {
+            self.changes = changes;
+        }
         let mut keys: Vec<EventKey> = Vec::new();
         for frame in frames {
             frame_keys(frame, &self.schema, &self.hasher, &mut keys)

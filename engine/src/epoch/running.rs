@@ -31,11 +31,13 @@ impl Epochs {
     pub async fn running(&self, only: Option<&str>) -> Result<Vec<(String, WindowCharges)>, EpochError> {
         let frames = log::read_range(&self.log_folder, self.state.position, self.progress.position.load(Ordering::Acquire), u64::MAX)?;
         let tail = self.usage_of(self.last, &frames)?;
+        let effect = self.effect_of(self.last, &frames, &tail).await?;
         let mut state = self.state.clone();
-        let touched = due::touched(&self.project.rules, &self.project.reference, &state, &self.moved, &tail)?;
+        let batches: Vec<RecordBatch> = tail.iter().chain(&effect.moved).cloned().collect();
+        let touched = due::touched(&self.project.rules, &self.project.reference, &state, &self.moved, &batches)?;
         // What is late becomes a correction with the next epoch.
         due::note_usage(&mut state, touched, None);
-        let usage = self.usage_with(&tail)?;
+        let usage = effect.changes.as_ref().unwrap_or(&self.changes).over(self.usage_with(&tail)?)?;
         // An epoch that failed may have folded its usage already.
         let folded_tail: Vec<_> = frames.iter().filter(|frame| frame.header.position >= self.folds.position).cloned().collect();
         let folded_tail = self.usage_of(self.last, &folded_tail)?;
@@ -61,7 +63,7 @@ impl Epochs {
             }
             let read = closure(&self.project, rule);
             let evaluator = self.evaluator(Arc::clone(&self.project), Arc::clone(&usage), &read, &windows, &state, &evaluated).await?;
-            let charges = self.charges_now(rule, &folded_tail, &windows, &evaluator).await?;
+            let charges = self.charges_now(rule, (&folded_tail, &effect.times), &windows, &evaluator).await?;
             let mut by_window: BTreeMap<RuleWindow, RecordBatch> = BTreeMap::new();
             for rated in open {
                 let Some(result) = charges.iter().find(|result| result.window == rated.window) else { continue };
@@ -78,15 +80,16 @@ impl Epochs {
         Ok(results)
     }
 
-    /// From the folded state and the usage after it; else from all usage.
+    /// From the folded state and the usage after it; else from all usage, as where events of `moved` times are changed.
     async fn charges_now(
         &self,
         rule: &Rule,
-        tail: &[RecordBatch],
+        (tail, moved): (&[RecordBatch], &[i64]),
         windows: &[Window],
         evaluator: &Evaluator,
     ) -> Result<Vec<WindowCharges>, EpochError> {
-        if windows.iter().all(|window| self.folds.holds(rule, *window))
+        let is_held = |window: &Window| self.folds.holds(rule, *window) && !moved.iter().any(|time| window.contains(*time));
+        if windows.iter().all(is_held)
             && let Some(Ok(charges)) = self.folds.evaluate_with(rule, tail, windows, evaluator).await
         {
             return Ok(charges);

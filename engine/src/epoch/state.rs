@@ -1,11 +1,12 @@
 //! What the engine knows between epochs. Each completion record holds all of it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use ratemill_rules::RuleWindow;
 use ratemill_schemas::Window;
 use serde::{Deserialize, Serialize};
 
+use super::changes::EventId;
 use super::finalized::{Finalized, FinalizedWindows};
 use crate::log::FrameHeader;
 
@@ -20,6 +21,9 @@ pub struct TableVersions {
     pub files: u64,
     /// `charges`.
     pub charges: u64,
+    /// `changes`.
+    #[serde(default)]
+    pub changes: u64,
 }
 
 /// How far an input has come.
@@ -42,6 +46,9 @@ pub struct OpenWindow {
     pub first_ingest: i64,
     /// The watermark had passed it by then: its deadline runs from the first ingest.
     pub late_as_a_whole: bool,
+    /// Position of the log after the last void or amendment of its events; 0 where there was none.
+    #[serde(default)]
+    pub changed_at: i64,
 }
 
 /// A version of a rule whose usage is noted with every epoch since it was first there.
@@ -77,6 +84,9 @@ pub struct EngineState {
     /// Late windows whose rule failed; they are evaluated again with later epochs.
     #[serde(default)]
     pub pending: Vec<super::manifest::WindowTask>,
+    /// Voided or amended events that have not arrived.
+    #[serde(default)]
+    pub waiting: BTreeSet<EventId>,
 }
 
 impl EngineState {

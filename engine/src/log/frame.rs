@@ -1,4 +1,4 @@
-//! One frame: a header in JSON, accepted usage and rejected records as Arrow IPC.
+//! One frame: a header in JSON, then accepted usage, rejected records, and voids and amendments as Arrow IPC.
 
 use std::io::Cursor;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use arrow::error::ArrowError;
 use arrow::ipc::reader::StreamReader;
 use arrow::ipc::writer::StreamWriter;
 use ratemill_schemas::files::FileClaim;
-use ratemill_schemas::{UsageSchema, rejected, time};
+use ratemill_schemas::{UsageSchema, changes, rejected, time};
 use serde::{Deserialize, Serialize};
 
 pub(super) const MAGIC: &[u8; 4] = b"RMLG";
@@ -36,6 +36,9 @@ pub struct FrameHeader {
     pub rows: usize,
     /// Rejected records.
     pub rejected: usize,
+    /// Voids and amendments.
+    #[serde(default)]
+    pub changes: usize,
     /// Duplicates that came with these submissions; they are not logged.
     pub duplicates: usize,
     /// When the frame was written, µs UTC.
@@ -46,13 +49,15 @@ pub struct FrameHeader {
     pub claims: Vec<FileClaim>,
     usage_bytes: usize,
     rejected_bytes: usize,
+    #[serde(default)]
+    changes_bytes: usize,
 }
 
 impl FrameHeader {
     /// Position after the last record.
     #[must_use]
     pub fn end(&self) -> i64 {
-        self.position + i64::try_from(self.rows + self.rejected + self.claims.len()).unwrap_or(i64::MAX)
+        self.position + i64::try_from(self.rows + self.rejected + self.changes + self.claims.len()).unwrap_or(i64::MAX)
     }
 }
 
@@ -65,6 +70,8 @@ pub struct Frame {
     pub usage: Option<RecordBatch>,
     /// Rejected records, in the logged schema; `None` when there are none.
     pub rejected: Option<RecordBatch>,
+    /// Voids and amendments, in the schema that their decoders make; `None` when there are none.
+    pub changes: Option<RecordBatch>,
     /// Bytes that it takes in the log.
     pub bytes: u64,
 }
@@ -85,14 +92,24 @@ impl Frame {
             position: 0,
             rows: usage.as_ref().map_or(0, RecordBatch::num_rows),
             rejected: rejected.as_ref().map_or(0, RecordBatch::num_rows),
+            changes: 0,
             duplicates,
             ingested_at: 0,
             inputs,
             claims,
             usage_bytes: 0,
             rejected_bytes: 0,
+            changes_bytes: 0,
         };
-        Self { header, usage, rejected, bytes: 0 }
+        Self { header, usage, rejected, changes: None, bytes: 0 }
+    }
+
+    /// The same frame with these voids and amendments.
+    #[must_use]
+    pub fn with_changes(mut self, changes: Option<RecordBatch>) -> Self {
+        self.changes = changes.filter(|batch| batch.num_rows() > 0);
+        self.header.changes = self.changes.as_ref().map_or(0, RecordBatch::num_rows);
+        self
     }
 
     /// Whether there is anything to log.
@@ -104,13 +121,15 @@ impl Frame {
     pub(super) fn encode(&mut self, position: i64, ingested_at: i64) -> Result<Vec<u8>, ArrowError> {
         let usage = encode(self.usage.as_ref())?;
         let rejected = encode(self.rejected.as_ref())?;
+        let changes = encode(self.changes.as_ref())?;
         self.header.position = position;
         self.header.ingested_at = ingested_at;
         self.header.usage_bytes = usage.len();
         self.header.rejected_bytes = rejected.len();
+        self.header.changes_bytes = changes.len();
         let header = serde_json::to_vec(&self.header).map_err(|error| ArrowError::ExternalError(error.into()))?;
         let header_bytes = u32::try_from(header.len()).map_err(|error| ArrowError::ExternalError(error.into()))?;
-        let payload = 4 + header.len() + usage.len() + rejected.len();
+        let payload = 4 + header.len() + usage.len() + rejected.len() + changes.len();
         let length = u32::try_from(payload).ok().filter(|_| payload <= PAYLOAD_MAX);
         let length = length.ok_or_else(|| ArrowError::IpcError(format!("a frame of {payload} bytes is too large")))?;
         let mut bytes = Vec::with_capacity(HEAD + payload);
@@ -121,6 +140,7 @@ impl Frame {
         bytes.extend_from_slice(&header);
         bytes.extend_from_slice(&usage);
         bytes.extend_from_slice(&rejected);
+        bytes.extend_from_slice(&changes);
         let crc = crc32c::crc32c(&bytes[HEAD..]);
         bytes[8..HEAD].copy_from_slice(&crc.to_le_bytes());
         Ok(bytes)
@@ -130,8 +150,15 @@ impl Frame {
     pub(super) fn decode(payload: &[u8]) -> Result<Self, ArrowError> {
         let (header, body) = decode_header(payload)?;
         let (usage, rest) = body.split_at_checked(header.usage_bytes).ok_or_else(short)?;
-        let rejected = rest.get(..header.rejected_bytes).ok_or_else(short)?;
-        Ok(Self { usage: decode(usage)?, rejected: decode(rejected)?, header, bytes: (HEAD + payload.len()) as u64 })
+        let (rejected, rest) = rest.split_at_checked(header.rejected_bytes).ok_or_else(short)?;
+        let changes = rest.get(..header.changes_bytes).ok_or_else(short)?;
+        Ok(Self {
+            usage: decode(usage)?,
+            rejected: decode(rejected)?,
+            changes: decode(changes)?,
+            header,
+            bytes: (HEAD + payload.len()) as u64,
+        })
     }
 
     /// The usage rows as the `usage` table stores them: with `ingested_at`, `log_position` and `day`.
@@ -163,6 +190,22 @@ impl Frame {
         columns.extend(rejected.columns().iter().cloned());
         columns.push(Arc::new((first..).take(rows).collect::<Int64Array>()));
         RecordBatch::try_new(rejected::schema(), columns).map(Some)
+    }
+}
+
+impl Frame {
+    /// The voids and amendments as the `changes` table stores them.
+    ///
+    /// # Errors
+    /// When the batch does not fit the schema.
+    pub fn stored_changes(&self, schema: &UsageSchema) -> Result<Option<RecordBatch>, ArrowError> {
+        let Some(changes) = &self.changes else { return Ok(None) };
+        let rows = changes.num_rows();
+        let first = self.header.position + i64::try_from(self.header.rows + self.header.rejected).unwrap_or_default();
+        let mut columns = conform(changes, &changes::decoded(schema))?;
+        columns.push(Arc::new(TimestampMicrosecondArray::from(vec![self.header.ingested_at; rows]).with_timezone("UTC")));
+        columns.push(Arc::new((first..).take(rows).collect::<Int64Array>()));
+        RecordBatch::try_new(changes::stored(schema), columns).map(Some)
     }
 }
 
