@@ -1,9 +1,11 @@
 //! The command line: output on stdout, everything else on stderr, exit codes that mean something.
 
+mod audit;
 mod check;
 mod demo;
 mod explain;
 mod init;
+mod period;
 mod rate;
 mod rejected;
 mod run;
@@ -58,13 +60,18 @@ enum Command {
     Explain(explain::Explain),
     /// Rate files once: usage in, charges out.
     Rate(rate::Rate),
+    /// List invoicing months, or close one: later corrections of it are posted to the month after.
+    #[command(subcommand)]
+    Period(period::Period),
+    /// Rate every published window afresh and compare with the ledger; reads only, also while an engine runs.
+    Audit(audit::Audit),
     /// Run the live engine with all connectors.
     Run(run::Run),
     /// Show how far the lake is: owner, last epoch, inputs, watermark, open windows.
     Status(status::Status),
     /// Run the rule tests and audits of a project.
     Test(test::Test),
-    /// Query usage, charges, rejected, invoice_lines, invoice_totals and reference tables (read-only).
+    /// Query usage, charges, rejected, invoice_lines, invoice_totals, closed_periods and reference tables (read-only).
     Sql(sql::Sql),
     /// List rejected records, or send them again after their cause was mended.
     #[command(subcommand)]
@@ -89,6 +96,10 @@ impl Failure {
 
     pub(crate) fn rules(message: impl ToString) -> Self {
         Self { code: 3, message: message.to_string() }
+    }
+
+    pub(crate) fn mismatch(message: impl ToString) -> Self {
+        Self { code: 4, message: message.to_string() }
     }
 
     fn interrupted() -> Self {
@@ -167,6 +178,8 @@ pub fn main() -> ExitCode {
             Command::Check(check) => check.run().await,
             Command::Explain(explain) => explain.run().await,
             Command::Rate(rate) => rate.run().await,
+            Command::Period(period) => period.run().await,
+            Command::Audit(audit) => audit.run().await,
             Command::Run(run) => run.run().await,
             Command::Test(test) => test.run().await,
             Command::Sql(sql) => sql.run().await,

@@ -3,6 +3,7 @@
 //! A manifest is written before any work and read again by a retry, so that a crash at any moment repeats the same
 //! epoch. Every commit carries the epoch's number as an application transaction and happens once.
 
+mod audit;
 mod books;
 mod changes;
 mod checkpoint;
@@ -11,17 +12,20 @@ mod finalized;
 mod folds;
 mod manifest;
 mod moved;
+mod periods;
 mod rate;
 mod run;
 mod running;
 mod state;
 mod versions;
 
+pub use audit::{AuditReport, Difference, LedgerAudit};
 pub(crate) use books::{frame_keys, rejection_keys};
 pub(crate) use changes::Changes;
 pub use changes::EventId;
 pub use due::Finalize;
 pub use manifest::{Completion, Manifest, latest_completion};
+pub use periods::{ClosedPeriod, Closing, PeriodError, WaitingWindows};
 pub use run::{EpochError, EpochReport, EpochSetup, Epochs, table_specs};
 pub use running::running_rows;
 pub use state::{EngineState, OpenWindow, TableVersions, Tracked};

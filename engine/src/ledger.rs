@@ -1,5 +1,7 @@
 //! The ledger: the difference between what a window was charged and what it is worth now, as rows to append.
 
+pub mod net;
+
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 

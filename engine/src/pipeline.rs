@@ -22,7 +22,7 @@ use ratemill_schemas::{EventKey, changes, time, windows};
 use crate::capture::{Capture, CaptureProgress};
 use crate::config::{ConfigError, Settings};
 use crate::dedup::DedupIndex;
-use crate::epoch::{Completion, EpochError, EpochSetup, Epochs, frame_keys, latest_completion, rejection_keys, table_specs};
+use crate::epoch::{Completion, EpochError, EpochSetup, Epochs, LedgerAudit, frame_keys, latest_completion, rejection_keys, table_specs};
 use crate::installation::Installation;
 use crate::lake::owner::Ownership;
 use crate::lake::{Lake, LakeError, LakeTable};
@@ -119,7 +119,6 @@ impl Pipeline {
             quota: settings.log_quota,
             progress: Arc::clone(&progress),
         };
-        let zone = windows::zone(&settings.config.billing.timezone).map_err(|error| OpenError::Connector(error.to_string()))?;
         let setup = EpochSetup {
             project,
             schema: Arc::clone(&settings.schema),
@@ -128,7 +127,7 @@ impl Pipeline {
             log_id: installation.log_id().to_owned(),
             hasher: installation.hasher(),
             progress: Arc::clone(&progress),
-            calendar: InvoicingCalendar::new(zone),
+            calendar: calendar(&settings)?,
             limits: SessionLimits { memory_bytes: settings.query_bytes, ..SessionLimits::default() },
             idle: settings.idle,
             future_skew: settings.future_skew,
@@ -183,6 +182,27 @@ impl Pipeline {
         self.epochs.close().await?;
         Ok(())
     }
+}
+
+/// Opens the lake of a project for an audit, as of its last completed epoch; `None` when there is none yet. It needs no
+/// ownership, so that an engine may run.
+///
+/// # Errors
+/// [`OpenError`].
+pub async fn open_audit(folder: &Path, shown: &str) -> Result<Option<LedgerAudit>, OpenError> {
+    let settings = Settings::load_for_reading(folder)?;
+    let (project, _) = RuleProject::load(folder, shown, Arc::clone(&settings.schema)).await.map_err(OpenError::Rules)?;
+    let lake = Lake::open(&settings.config.lake.url, folder)?;
+    let Some(completion) = latest_completion(&lake).await? else { return Ok(None) };
+    let limits = SessionLimits { memory_bytes: settings.query_bytes, ..SessionLimits::default() };
+    let calendar = calendar(&settings)?;
+    Ok(Some(LedgerAudit::open(lake, completion, project, settings.schema, limits, calendar).await?))
+}
+
+/// Invoicing months.
+fn calendar(settings: &Settings) -> Result<InvoicingCalendar, OpenError> {
+    let zone = windows::zone(&settings.config.billing.timezone).map_err(|error| OpenError::Connector(error.to_string()))?;
+    Ok(InvoicingCalendar::new(zone))
 }
 
 fn columns(source: arrow::error::ArrowError) -> OpenError {

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use arrow::array::{Array, ArrayRef, AsArray, RecordBatch, StringArray};
+use arrow::array::{Array, ArrayRef, AsArray, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray};
 use arrow::datatypes::{DataType, Decimal128Type, Field, Schema};
 use datafusion::datasource::MemTable;
 use datafusion::error::DataFusionError;
@@ -16,7 +16,7 @@ use ratemill_rules::{Diagnostics, ReferenceData, functions};
 use ratemill_schemas::{Decimal, Rounding};
 
 use crate::config::{ConfigError, Settings};
-use crate::epoch::{Changes, latest_completion, table_specs};
+use crate::epoch::{Changes, ClosedPeriod, latest_completion, table_specs};
 use crate::lake::{Lake, LakeError, LakeTable};
 
 /// Why a query was not answered.
@@ -60,7 +60,7 @@ impl Reader {
         let settings = Settings::load_for_reading(folder)?;
         let lake = Lake::open(&settings.config.lake.url, folder)?;
         let completion = latest_completion(&lake).await?.ok_or_else(|| QueryError::Empty(lake.url().to_string()))?;
-        let context = session(&settings)?;
+        let context = session(&SessionLimits { memory_bytes: settings.query_bytes, ..SessionLimits::default() })?;
         let (authority, store) = lake.root_store();
         context.runtime_env().register_object_store(&authority, store);
         let versions = completion.versions;
@@ -87,6 +87,7 @@ impl Reader {
         for table in reference.tables() {
             context.register_table(table.name(), Arc::new(MemTable::try_new(table.schema(), vec![vec![table.batch().clone()]])?))?;
         }
+        context.register_table("closed_periods", closed_periods(&completion.state.closed)?)?;
         for (name, sql) in views(settings.config.billing.rounding) {
             context.register_table(name, context.sql(&sql).await?.into_view())?;
         }
@@ -121,15 +122,28 @@ impl Reader {
     }
 }
 
-fn session(settings: &Settings) -> Result<SessionContext, QueryError> {
-    let limits = SessionLimits { memory_bytes: settings.query_bytes, ..SessionLimits::default() };
+/// The closed invoicing months as a table: `period`, `closed_at`, `epoch`.
+fn closed_periods(closed: &[ClosedPeriod]) -> Result<Arc<MemTable>, DataFusionError> {
+    let columns: Vec<(&str, ArrayRef)> = vec![
+        ("period", Arc::new(closed.iter().map(|closed| Some(&closed.period)).collect::<StringArray>())),
+        (
+            "closed_at",
+            Arc::new(closed.iter().map(|closed| Some(closed.closed_at)).collect::<TimestampMicrosecondArray>().with_timezone("UTC")),
+        ),
+        ("epoch", Arc::new(closed.iter().map(|closed| closed.epoch).collect::<Int64Array>())),
+    ];
+    let batch = RecordBatch::try_from_iter(columns)?;
+    Ok(Arc::new(MemTable::try_new(batch.schema(), vec![vec![batch]])?))
+}
+
+fn session(limits: &SessionLimits) -> Result<SessionContext, QueryError> {
     let mut config = SessionConfig::new().with_target_partitions(limits.partitions).with_information_schema(true);
     let options = config.options_mut();
     options.sql_parser.parse_float_as_decimal = true;
     options.sql_parser.map_string_types_to_utf8view = false;
     options.execution.parquet.schema_force_view_types = false;
     options.execution.time_zone = Some("UTC".to_owned());
-    let mut state = SessionStateBuilder::new().with_config(config).with_runtime_env(runtime(&limits)?).with_default_features();
+    let mut state = SessionStateBuilder::new().with_config(config).with_runtime_env(runtime(limits)?).with_default_features();
     let planners = state.expr_planners().take().unwrap_or_default();
     let mut with_arithmetic = functions::operator_planners();
     with_arithmetic.extend(planners);
@@ -215,3 +229,6 @@ fn show(raw: i128, scale: i8) -> String {
     let shown = <Decimal128Type as arrow::datatypes::DecimalType>::format_decimal(raw, 38, scale);
     if shown.contains('.') { shown.trim_end_matches('0').trim_end_matches('.').to_owned() } else { shown }
 }
+
+#[cfg(test)]
+mod tests;

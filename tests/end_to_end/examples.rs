@@ -67,6 +67,7 @@ fn every_example_charges_what_was_worked_out_by_hand() {
             .collect();
         assert!(expected.len() > 10, "{name}");
         assert_eq!(charged, expected, "{name}");
+        ok(&["audit", "-C", project]);
     }
 }
 

@@ -1,6 +1,7 @@
 //! Ratemill as its users meet it: the program itself, real brokers, real object storage, other people's readers.
 #![allow(clippy::unwrap_used)]
 
+mod audit;
 mod bad_input;
 mod batch;
 mod changes;
@@ -16,6 +17,7 @@ mod fuzz;
 mod http;
 mod lake;
 mod mqtt;
+mod periods;
 mod project;
 mod regressions;
 mod rules;

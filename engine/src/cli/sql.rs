@@ -11,7 +11,7 @@ use crate::query::Reader;
 pub(super) struct Sql {
     #[command(flatten)]
     project: Project,
-    /// One SELECT over usage, charges, rejected, files, invoice_lines, invoice_totals or a reference table.
+    /// One SELECT over usage, charges, rejected, files, invoice_lines, invoice_totals, closed_periods or a reference table.
     #[arg(short = 'c', long, value_name = "SQL")]
     command: String,
     /// How rows are written; decimals are exact texts.

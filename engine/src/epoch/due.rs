@@ -251,6 +251,33 @@ pub(super) fn due(
     Ok(tasks)
 }
 
+/// A window that no epoch has finalized.
+#[derive(Debug)]
+pub(super) struct Unpublished {
+    /// The rule.
+    pub(super) rule: String,
+    /// The window.
+    pub(super) rated: RuleWindow,
+    /// When it becomes due by the clock, µs UTC; `None` when it is due.
+    pub(super) due_at: Option<i64>,
+}
+
+/// Windows that `month` waits for when it is closed: those that end in it or before and are not final, due or not.
+pub(super) fn unpublished(state: &EngineState, project: &RuleProject, month: Window, clock: i64) -> Result<Vec<Unpublished>, WindowError> {
+    let mut found = Vec::new();
+    for rule in &project.rules {
+        for rated in rule.rated_between(&project.reference, rule.options.effective_from, month.end)? {
+            // What lies before the first month that is ever closed was left out on purpose, unless it has usage.
+            let counts = rated.window.end > month.start || !state.closed.is_empty() || open_window(state, rule, &rated).is_some();
+            if counts && rated.window.end <= month.end && state.finalized.get(&rule.name, &rated).is_none() {
+                let due_at = (!is_due(state, rule, &rated, clock)).then(|| clock_deadline(state, rule, &rated));
+                found.push(Unpublished { rule: rule.name.clone(), rated, due_at });
+            }
+        }
+    }
+    Ok(found)
+}
+
 /// Takes out billing periods whose contract or subjects were changed after publication, unless every published period
 /// that the same usage is in is rated with them: else that usage would be charged twice, or not at all.
 fn without_held<'c>(
@@ -373,11 +400,19 @@ pub(super) fn is_current(reference: &ReferenceData, rated: &RuleWindow) -> Resul
 fn is_due(state: &EngineState, rule: &Rule, rated: &RuleWindow, clock: i64) -> bool {
     let deadline = rated.window.end.saturating_add(rule.options.grace);
     let by_watermark = state.watermark.is_some_and(|watermark| watermark >= deadline);
-    match state.open.iter().find(|open| open.rule == rule.name && open.window == *rated) {
-        None => by_watermark || clock >= deadline,
-        Some(open) => {
-            let clock_deadline = if open.first_ingest > deadline { open.first_ingest.saturating_add(rule.options.grace) } else { deadline };
-            (by_watermark && !open.late_as_a_whole) || clock >= clock_deadline
-        }
+    let late_as_a_whole = open_window(state, rule, rated).is_some_and(|open| open.late_as_a_whole);
+    (by_watermark && !late_as_a_whole) || clock >= clock_deadline(state, rule, rated)
+}
+
+/// When a window becomes due by the clock.
+fn clock_deadline(state: &EngineState, rule: &Rule, rated: &RuleWindow) -> i64 {
+    let deadline = rated.window.end.saturating_add(rule.options.grace);
+    match open_window(state, rule, rated) {
+        Some(open) if open.first_ingest > deadline => open.first_ingest.saturating_add(rule.options.grace),
+        _ => deadline,
     }
+}
+
+fn open_window<'s>(state: &'s EngineState, rule: &Rule, rated: &RuleWindow) -> Option<&'s OpenWindow> {
+    state.open.iter().find(|open| open.rule == rule.name && open.window == *rated)
 }

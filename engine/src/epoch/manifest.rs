@@ -3,6 +3,7 @@
 use ratemill_rules::RuleWindow;
 use serde::{Deserialize, Serialize};
 
+use super::periods::ClosedPeriod;
 use super::state::{EngineState, TableVersions};
 use crate::lake::{Lake, LakeError};
 
@@ -58,6 +59,9 @@ pub struct Manifest {
     pub tasks: Vec<WindowTask>,
     /// Windows with usage that stay open.
     pub state: EngineState,
+    /// The invoicing month that the epoch closes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub closing: Option<ClosedPeriod>,
 }
 
 /// What an epoch did.

@@ -8,22 +8,37 @@ use arrow::compute::concat_batches;
 use arrow::datatypes::TimestampMicrosecondType;
 use datafusion::catalog::TableProvider;
 use datafusion::common::ScalarValue;
+use datafusion::execution::runtime_env::RuntimeEnv;
 use datafusion::prelude::{col, lit};
-use ratemill_rules::session::session;
+use ratemill_rules::session::{SessionLimits, session};
 use ratemill_rules::{Evaluator, Rule, RuleProject, RuleWindow, WindowCharges};
-use ratemill_schemas::Window;
+use ratemill_schemas::{UsageSchema, Window};
 
 use super::books::{of_contract, rows_of};
 use super::changes::Changes;
 use super::due;
 use super::finalized::Finalized;
 use super::manifest::{Manifest, WindowTask};
-use super::run::{EpochError, Epochs};
+use super::run::{EpochError, Epochs, Tables};
 use super::state::EngineState;
+use crate::lake::Lake;
 use crate::ledger::{self, Posting};
 
 /// Charges that this epoch evaluated, by rule and window.
 pub(super) type Evaluated = HashMap<String, BTreeMap<RuleWindow, RecordBatch>>;
+
+/// What rating reads: the tables, and versions of rules and reference data.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Rating<'e> {
+    pub(super) lake: &'e Lake,
+    pub(super) tables: &'e Tables,
+    pub(super) project: &'e Arc<RuleProject>,
+    pub(super) schema: &'e Arc<UsageSchema>,
+    pub(super) runtime: &'e Arc<RuntimeEnv>,
+    pub(super) limits: &'e SessionLimits,
+    /// The last epoch.
+    pub(super) last: i64,
+}
 
 impl Epochs {
     /// Evaluates the manifest's windows and returns the rows that the ledger needs.
@@ -44,7 +59,7 @@ impl Epochs {
         let mut evaluated = Evaluated::new();
         let mut failed: HashSet<String> = HashSet::new();
         for ((_, name, rule_version, reference_version), tasks) in groups {
-            let project = match self.version(name, rule_version, reference_version).await {
+            let project = match self.rating().version(name, rule_version, reference_version).await {
                 Ok(project) => project,
                 Err(error @ EpochError::Version { .. }) => {
                     failed.insert(name.to_owned());
@@ -67,7 +82,7 @@ impl Epochs {
             }
             let windows: Vec<Window> = tasks.iter().map(|task| task.window.window).collect::<BTreeSet<Window>>().into_iter().collect();
             let usage = changes_after.unwrap_or(&self.changes).over(self.tables.usage.provider()?)?;
-            let evaluator = self.evaluator(Arc::clone(&project), usage, &read, &windows, state, &evaluated).await?;
+            let evaluator = self.rating().evaluator(Arc::clone(&project), usage, &read, &windows, state, &evaluated).await?;
             let mut results = self.from_folds(&project, rule, &tasks, &evaluator).await;
             let rest: Vec<Window> = windows.iter().copied().filter(|window| !results.contains_key(window)).collect();
             match evaluator.evaluate(rule, &rest).await {
@@ -87,7 +102,7 @@ impl Epochs {
                     }
                 }
             }
-            let published = self.published(name, &windows).await?;
+            let published = self.rating().published(name, &windows).await?;
             for task in tasks {
                 let Some(charges) = results.get(&task.window.window) else { continue };
                 let charges = of_contract(charges, &task.window).map_err(arrow)?;
@@ -172,7 +187,7 @@ impl Epochs {
             rule_version: task.rule_version.clone(),
             reference_version: task.reference_version.clone(),
             window: task.window.window,
-            posting_period: billing_period.clone(),
+            posting_period: manifest.state.posting_period(&self.calendar, &billing_period)?,
             billing_period,
             epoch: manifest.epoch,
             rated_at: manifest.clock,
@@ -182,6 +197,21 @@ impl Epochs {
         })
     }
 
+    /// What rating reads.
+    pub(super) fn rating(&self) -> Rating<'_> {
+        Rating {
+            lake: &self.lake,
+            tables: &self.tables,
+            project: &self.project,
+            schema: &self.schema,
+            runtime: &self.runtime,
+            limits: &self.limits,
+            last: self.last,
+        }
+    }
+}
+
+impl Rating<'_> {
     /// An evaluator that takes the charges of the rules that are read as they are published, or as this epoch has just
     /// evaluated them; only what is not published is evaluated for the reader.
     pub(super) async fn evaluator(
@@ -194,7 +224,7 @@ impl Epochs {
         evaluated: &Evaluated,
     ) -> Result<Evaluator, EpochError> {
         let arrow = |source| EpochError::Arrow { epoch: self.last, source };
-        let mut evaluator = Evaluator::new(Arc::clone(&self.runtime), self.limits.clone(), Arc::clone(&project), usage);
+        let mut evaluator = Evaluator::new(Arc::clone(self.runtime), self.limits.clone(), Arc::clone(&project), usage);
         let (Some(first), Some(last)) = (windows.iter().map(|w| w.start).min(), windows.iter().map(|w| w.end).max()) else {
             return Ok(evaluator);
         };
@@ -274,13 +304,13 @@ impl Epochs {
     }
 
     /// All ledger rows of a rule in the range of these windows.
-    async fn published(&self, rule: &str, windows: &[Window]) -> Result<RecordBatch, EpochError> {
+    pub(super) async fn published(&self, rule: &str, windows: &[Window]) -> Result<RecordBatch, EpochError> {
         let schema = self.tables.charges.schema()?;
         let (Some(first), Some(last)) = (windows.iter().map(|w| w.start).min(), windows.iter().map(|w| w.start).max()) else {
             return Ok(RecordBatch::new_empty(schema));
         };
         let instant = |micros| lit(ScalarValue::TimestampMicrosecond(Some(micros), Some("UTC".into())));
-        let context = session(Arc::clone(&self.runtime), &self.limits);
+        let context = session(Arc::clone(self.runtime), self.limits);
         let batches = context
             .read_table(self.tables.charges.provider()?)?
             .filter(col("rule").eq(lit(rule)).and(col("window_start").gt_eq(instant(first))).and(col("window_start").lt_eq(instant(last))))?

@@ -30,7 +30,7 @@ use crate::lake::{Lake, LakeError, LakeTable, TableSpec};
 use crate::log::{self, Frame, LogError};
 
 /// Name of the application transactions of epochs.
-const APPLICATION: &str = "ratemill/epoch";
+pub(super) const APPLICATION: &str = "ratemill/epoch";
 /// Name of the application transaction that a new owner commits to every table.
 const OWNER: &str = "ratemill/owner";
 
@@ -343,21 +343,7 @@ impl Epochs {
             // Windows close only with the last part, lest usage that is already in the log comes late.
             let finalize = if complete { finalize } else { Finalize::Nothing };
             if let Some(manifest) = self.plan(&frames, to, finalize).await? {
-                self.ownership.check().await?;
-                let name = manifest_name(manifest.epoch);
-                // An answer that was lost leaves a manifest of ours: it is read and finished, too.
-                let created = self.lake.create(&name, encode(&name, &manifest)?).await;
-                let written = match created {
-                    Ok(true) => Some(manifest),
-                    Ok(false) | Err(_) => read::<Manifest>(&self.lake, &name).await?,
-                };
-                match written {
-                    Some(written) if written.generation == self.ownership.generation() && written.log_id == self.log_id => {
-                        self.unfinished = Some(written);
-                    }
-                    Some(_) => return Err(LakeError::Fenced { table: "epochs".to_owned() }.into()),
-                    None => return Err(created.err().map_or(LakeError::Fenced { table: "epochs".to_owned() }, |error| error).into()),
-                }
+                self.begin(manifest).await?;
                 drop(frames);
                 reports.extend(self.finish().await?);
                 if complete && self.state.position >= target {
@@ -369,8 +355,28 @@ impl Epochs {
         }
     }
 
+    /// Writes the manifest; from then on the epoch is finished, now or by a retry.
+    pub(super) async fn begin(&mut self, manifest: Manifest) -> Result<(), EpochError> {
+        self.ownership.check().await?;
+        let name = manifest_name(manifest.epoch);
+        // An answer that was lost leaves a manifest of ours: it is read and finished, too.
+        let created = self.lake.create(&name, encode(&name, &manifest)?).await;
+        let written = match created {
+            Ok(true) => Some(manifest),
+            Ok(false) | Err(_) => read::<Manifest>(&self.lake, &name).await?,
+        };
+        match written {
+            Some(written) if written.generation == self.ownership.generation() && written.log_id == self.log_id => {
+                self.unfinished = Some(written);
+                Ok(())
+            }
+            Some(_) => Err(LakeError::Fenced { table: "epochs".to_owned() }.into()),
+            None => Err(created.err().map_or(LakeError::Fenced { table: "epochs".to_owned() }, |error| error).into()),
+        }
+    }
+
     /// Finishes the epoch whose manifest is written, if there is one.
-    async fn finish(&mut self) -> Result<Option<EpochReport>, EpochError> {
+    pub(super) async fn finish(&mut self) -> Result<Option<EpochReport>, EpochError> {
         let Some(manifest) = self.unfinished.clone() else { return Ok(None) };
         tracing::debug!(epoch = manifest.epoch, from = manifest.from, to = manifest.to, "epoch");
         let frames = log::read_range(&self.log_folder, manifest.from, manifest.to, u64::MAX)?;
@@ -422,8 +428,13 @@ impl Epochs {
         if frames.is_empty() && tasks.is_empty() {
             return Ok(None);
         }
-        Ok(Some(Manifest {
-            epoch,
+        Ok(Some(self.manifest(to, clock, tasks, state)))
+    }
+
+    /// The manifest of the next epoch.
+    pub(super) fn manifest(&self, to: i64, clock: i64, tasks: Vec<super::manifest::WindowTask>, state: EngineState) -> Manifest {
+        Manifest {
+            epoch: self.last + 1,
             generation: self.ownership.generation(),
             log_id: self.log_id.clone(),
             from: self.state.position,
@@ -435,7 +446,8 @@ impl Epochs {
             rules: self.project.rules.iter().map(|rule| (rule.name.clone(), rule.version.clone())).collect(),
             tasks,
             state,
-        }))
+            closing: None,
+        }
     }
 
     /// Notes the windows that these events fall into, and returns those of them that were published.
@@ -488,6 +500,7 @@ impl Epochs {
             self.tables.files.append(&[claims], APPLICATION, epoch).await?;
         }
         let mut state = manifest.state.clone();
+        state.closed.extend(manifest.closing.clone());
         self.folds.follow(manifest.from, manifest.to, &merged, &state).await?;
         let mut failures = Vec::new();
         let postings = self.rate(&manifest, changes_after.as_ref(), &mut state, &mut failures).await?;

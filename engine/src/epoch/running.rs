@@ -62,7 +62,8 @@ impl Epochs {
                 continue;
             }
             let read = closure(&self.project, rule);
-            let evaluator = self.evaluator(Arc::clone(&self.project), Arc::clone(&usage), &read, &windows, &state, &evaluated).await?;
+            let evaluator =
+                self.rating().evaluator(Arc::clone(&self.project), Arc::clone(&usage), &read, &windows, &state, &evaluated).await?;
             let charges = self.charges_now(rule, (&folded_tail, &effect.times), &windows, &evaluator).await?;
             let mut by_window: BTreeMap<RuleWindow, RecordBatch> = BTreeMap::new();
             for rated in open {

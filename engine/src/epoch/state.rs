@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::changes::EventId;
 use super::finalized::{Finalized, FinalizedWindows};
+use super::periods::ClosedPeriod;
 use crate::log::FrameHeader;
 
 /// Versions of the lake's tables that belong together.
@@ -87,6 +88,9 @@ pub struct EngineState {
     /// Voided or amended events that have not arrived.
     #[serde(default)]
     pub waiting: BTreeSet<EventId>,
+    /// Closed invoicing months, in order.
+    #[serde(default)]
+    pub closed: Vec<ClosedPeriod>,
 }
 
 impl EngineState {

@@ -9,6 +9,7 @@ use ratemill_schemas::{Window, WindowSpec, time};
 
 use super::due;
 use super::manifest::encode;
+use super::rate::Rating;
 use super::run::{EpochError, Epochs};
 
 impl Epochs {
@@ -87,17 +88,35 @@ impl Epochs {
             if !range.published || self.project.rules.iter().any(known) || self.former.iter().any(known) {
                 continue;
             }
-            match self.version(&range.rule, &range.rule_version, &range.reference_version).await {
+            match self.rating().version(&range.rule, &range.rule_version, &range.reference_version).await {
                 Ok(project) => self.former.extend(project.rules.iter().filter(|rule| rule.version == range.rule_version).cloned()),
                 Err(error) => tracing::error!(%error, "late usage of windows that this version published cannot be rated"),
             }
         }
     }
 
+    /// Keeps the present rules and reference data in the lake, under their versions.
+    pub(super) async fn keep_versions(&self) -> Result<(), EpochError> {
+        for rule in &self.project.rules {
+            let reads = self.project.reads(rule);
+            if !reads.is_empty() {
+                let name = reads_file(&rule.name, &rule.version);
+                self.lake.create(&name, encode(&name, &reads)?).await?;
+            }
+            self.lake.create(&rule_file(&rule.name, &rule.version), rule.text.clone().into_bytes()).await?;
+        }
+        let name = reference_file(self.project.reference.version());
+        let content = encode(&name, &self.project.reference.files())?;
+        self.lake.create(&name, content).await?;
+        Ok(())
+    }
+}
+
+impl Rating<'_> {
     /// The project at a version: the present one, or an older one out of the lake.
     pub(super) async fn version(&self, rule: &str, rule_version: &str, reference_version: &str) -> Result<Arc<RuleProject>, EpochError> {
         if self.project.reference.version() == reference_version && self.project.rule(rule, rule_version).is_some() {
-            return Ok(Arc::clone(&self.project));
+            return Ok(Arc::clone(self.project));
         }
         let missing = |message: String| EpochError::Version { rule: rule.to_owned(), version: rule_version.to_owned(), message };
         let mut texts = Vec::new();
@@ -123,26 +142,10 @@ impl Epochs {
         let files = serde_json::from_slice(&files).map_err(|error| missing(error.to_string()))?;
         let mut diagnostics = Diagnostics::default();
         let reference = ReferenceData::from_files(files, "lake", &mut diagnostics);
-        RuleProject::check(texts, reference, Arc::clone(&self.schema), diagnostics)
+        RuleProject::check(texts, reference, Arc::clone(self.schema), diagnostics)
             .await
             .map(|(project, _)| Arc::new(project))
             .map_err(|diagnostics| missing(diagnostics.to_string()))
-    }
-
-    /// Keeps the present rules and reference data in the lake, under their versions.
-    pub(super) async fn keep_versions(&self) -> Result<(), EpochError> {
-        for rule in &self.project.rules {
-            let reads = self.project.reads(rule);
-            if !reads.is_empty() {
-                let name = reads_file(&rule.name, &rule.version);
-                self.lake.create(&name, encode(&name, &reads)?).await?;
-            }
-            self.lake.create(&rule_file(&rule.name, &rule.version), rule.text.clone().into_bytes()).await?;
-        }
-        let name = reference_file(self.project.reference.version());
-        let content = encode(&name, &self.project.reference.files())?;
-        self.lake.create(&name, content).await?;
-        Ok(())
     }
 }
 

@@ -118,6 +118,30 @@ impl LakeTable {
         Ok(self)
     }
 
+    /// The table as of `version` and the commits after it, up to the first of `application` with a number above `number`.
+    ///
+    /// # Errors
+    /// [`LakeError::Delta`], [`LakeError::File`] when a commit cannot be read.
+    pub async fn before_number(self, lake: &Lake, version: u64, application: &str, number: i64) -> Result<Self, LakeError> {
+        let mut reached = version;
+        for next in version + 1..=self.version() {
+            let name = format!("{}/_delta_log/{next:020}.json", self.name);
+            let unreadable = |message: String| LakeError::File { path: name.clone(), message };
+            let commit = lake.read(&name).await?.ok_or_else(|| unreadable("it is gone".to_owned()))?;
+            let mut is_later = false;
+            for line in commit.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
+                let action: serde_json::Value = serde_json::from_slice(line).map_err(|error| unreadable(error.to_string()))?;
+                let transaction = &action["txn"];
+                is_later |= transaction["appId"] == application && transaction["version"].as_i64().is_some_and(|found| found > number);
+            }
+            if is_later {
+                break;
+            }
+            reached = next;
+        }
+        self.at_version(reached).await
+    }
+
     /// The loaded version.
     #[must_use]
     pub fn version(&self) -> u64 {
