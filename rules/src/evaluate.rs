@@ -6,6 +6,7 @@
 
 mod blame;
 mod charges;
+mod identity;
 mod lifted;
 #[cfg(test)]
 mod property;
@@ -28,8 +29,9 @@ use tokio::time::{Instant, timeout_at};
 
 pub use blame::Blame;
 pub(crate) use charges::Upstream;
+pub use identity::Identities;
 pub(crate) use lifted::{contracts_in, lifted_over, lifted_plan, planning_session, split_by_target};
-pub use shape::{CHARGE_COLUMNS, identity, is_identity, stored_type};
+pub use shape::{CHARGE_COLUMNS, is_identity, stored_type};
 
 use crate::project::RuleProject;
 use crate::rule::Rule;

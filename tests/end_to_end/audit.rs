@@ -43,6 +43,12 @@ fn a_right_ledger_is_clean_with_late_usage_new_prices_and_a_running_engine() {
         let shown = ok(&["audit", "-C", project.text()]);
         assert!(shown.starts_with("the ledger is what ") && shown.lines().count() == 1, "{shown}");
     }
+    // An event that is voided is rated no more, neither by the engine nor by the audit.
+    let owed = || sql(project.path(), "SELECT sum(quantity) FROM charges WHERE customer_id = 'cust-3'");
+    let before = owed();
+    engine.send(&[json!({"specversion": "1.0", "source": "office", "id": "void", "type": "ratemill.void",
+                         "data": {"target": {"source": "test", "id": "late"}}})]);
+    wait("the void is charged", || owed() != before);
     engine.stop();
     assert_eq!(audit(&project).0, 0);
 }

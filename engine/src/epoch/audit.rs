@@ -3,8 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
-use arrow::array::{Array, AsArray, RecordBatch, UInt32Array};
-use arrow::compute::take_record_batch;
+use arrow::array::{Array, AsArray, RecordBatch};
 use arrow::datatypes::{Decimal128Type, TimestampMicrosecondType};
 use datafusion::execution::runtime_env::RuntimeEnv;
 use datafusion::functions_aggregate::expr_fn::sum;
@@ -17,7 +16,7 @@ use ratemill_schemas::time::format_instant;
 use ratemill_schemas::{Decimal, UsageSchema, Window};
 use serde::Serialize;
 
-use super::books::of_contract;
+use super::books::Grouped;
 use super::changes::Changes;
 use super::manifest::Completion;
 use super::rate::{Evaluated, Rating, closure};
@@ -275,14 +274,14 @@ impl LedgerAudit {
                 }
             }
         }
-        let ledger = self.rating().published(name, &windows).await?;
-        let rows = rows_by_window(&ledger);
+        let of_contracts = rated.iter().all(|rated| rated.contract_id.is_some());
+        let ledger = Grouped::by_window(self.rating().published(name, &windows).await?, of_contracts);
+        let fresh: HashMap<Window, Grouped> =
+            fresh.iter().map(|(window, charges)| (*window, Grouped::of_window(charges, *window, of_contracts))).collect();
         for rated in rated {
             let Some(charges) = fresh.get(&rated.window) else { continue };
-            let fresh = of_contract(charges, rated).map_err(|source| self.arrow(source))?;
-            let rows = UInt32Array::from(rows.get(&rated.window).cloned().unwrap_or_default());
-            let before =
-                take_record_batch(&ledger, &rows).and_then(|rows| of_contract(&rows, rated)).map_err(|source| self.arrow(source))?;
+            let fresh = charges.rows_of(rated).map_err(|source| self.arrow(source))?;
+            let before = ledger.rows_of(rated).map_err(|source| self.arrow(source))?;
             report.windows += 1;
             report.charges += fresh.num_rows();
             for found in net::compare(&before, &fresh).map_err(|source| self.arrow(source))? {
@@ -348,17 +347,6 @@ fn not_rated(rule: &str, window: Option<&RuleWindow>, error: &dyn std::fmt::Disp
         fresh: Some(format!("failed ({error})")),
         ..Difference::of_window(rule, window, "charges".to_owned())
     }
-}
-
-fn rows_by_window(ledger: &RecordBatch) -> HashMap<Window, Vec<u32>> {
-    let mut rows: HashMap<Window, Vec<u32>> = HashMap::new();
-    if let (Some(starts), Some(ends)) = (ledger.column_by_name("window_start"), ledger.column_by_name("window_end")) {
-        let (starts, ends) = (starts.as_primitive::<TimestampMicrosecondType>(), ends.as_primitive::<TimestampMicrosecondType>());
-        for (row, (start, end)) in (0_u32..).zip(starts.values().iter().zip(ends.values())) {
-            rows.entry(Window { start: *start, end: *end }).or_default().push(row);
-        }
-    }
-    rows
 }
 
 /// Adds amounts to the sums of their customers: of `period`, or of that which each row names.

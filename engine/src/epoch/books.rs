@@ -1,14 +1,15 @@
 //! From frames of the log to rows of the lake, with nothing lost on the way.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, AsArray, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray};
-use arrow::compute::{concat_batches, filter_record_batch};
+use arrow::array::{Array, ArrayRef, AsArray, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray, UInt32Array};
+use arrow::compute::{concat_batches, filter_record_batch, take_record_batch};
 use arrow::datatypes::TimestampMicrosecondType;
 use ratemill_rules::RuleWindow;
 use ratemill_schemas::changes::{self, ChangeKey};
 use ratemill_schemas::files::{self, FileClaim};
-use ratemill_schemas::{EventHasher, EventKey, Reason, UsageSchema};
+use ratemill_schemas::{EventHasher, EventKey, Reason, UsageSchema, Window};
 
 use super::manifest::Manifest;
 use super::run::EpochError;
@@ -98,28 +99,61 @@ pub(super) fn merge_days(batches: &[RecordBatch]) -> Result<Vec<RecordBatch>, ar
     Ok(merged)
 }
 
-pub(super) fn rows_of(published: &RecordBatch, rated: &RuleWindow) -> Result<RecordBatch, arrow::error::ArrowError> {
-    let bound = |name: &str| published.column_by_name(name).map(|column| column.as_primitive::<TimestampMicrosecondType>().clone());
-    let window = rated.window;
-    match (bound("window_start"), bound("window_end")) {
-        (Some(starts), Some(ends)) => {
-            let mask =
-                starts.values().iter().zip(ends.values()).map(|(start, end)| Some(*start == window.start && *end == window.end)).collect();
-            of_contract(&filter_record_batch(published, &mask)?, rated)
+/// Charges by window and, where all windows are those of contracts, by contract: grouped once for all of them.
+pub(super) struct Grouped {
+    charges: RecordBatch,
+    by_contract: bool,
+    rows: HashMap<(Window, Option<String>), Vec<u32>>,
+}
+
+impl Grouped {
+    /// Ledger rows, by their own windows.
+    pub(super) fn by_window(charges: RecordBatch, of_contracts: bool) -> Self {
+        let bound =
+            |name: &str| charges.column_by_name(name).map(|column| column.as_primitive::<TimestampMicrosecondType>().values().clone());
+        let windows = match (bound("window_start"), bound("window_end")) {
+            (Some(starts), Some(ends)) => starts.iter().zip(ends.iter()).map(|(start, end)| Window { start: *start, end: *end }).collect(),
+            _ => Vec::new(),
+        };
+        Self::new(charges, windows.into_iter(), of_contracts)
+    }
+
+    /// The charges of one window.
+    pub(super) fn of_window(charges: &RecordBatch, window: Window, of_contracts: bool) -> Self {
+        Self::new(charges.clone(), std::iter::repeat_n(window, charges.num_rows()), of_contracts)
+    }
+
+    fn new(charges: RecordBatch, windows: impl Iterator<Item = Window>, of_contracts: bool) -> Self {
+        let contracts = contracts_of(&charges).filter(|_| of_contracts);
+        let mut rows: HashMap<_, Vec<u32>> = HashMap::new();
+        for (row, window) in (0..).zip(windows) {
+            let of_row = |contracts: &StringArray| contracts.is_valid(row).then(|| contracts.value(row).to_owned());
+            rows.entry((window, contracts.and_then(of_row))).or_default().push(u32::try_from(row).unwrap_or(u32::MAX));
         }
-        _ => Ok(published.slice(0, 0)),
+        Self { by_contract: contracts.is_some(), charges, rows }
+    }
+
+    /// The charges of a window, in their order.
+    pub(super) fn rows_of(&self, rated: &RuleWindow) -> Result<RecordBatch, arrow::error::ArrowError> {
+        let contract = rated.contract_id.clone();
+        let rows = self.rows.get(&(rated.window, contract.clone().filter(|_| self.by_contract))).map_or(&[][..], Vec::as_slice);
+        let charges = match (rows.first(), rows.last()) {
+            (None, _) | (_, None) => self.charges.slice(0, 0),
+            (Some(first), Some(last)) if (last - first) as usize + 1 == rows.len() => self.charges.slice(*first as usize, rows.len()),
+            _ => take_record_batch(&self.charges, &UInt32Array::from(rows.to_vec()))?,
+        };
+        match (contract, contracts_of(&charges)) {
+            (Some(contract), Some(contracts)) if !self.by_contract => {
+                let mask = contracts.iter().map(|found| Some(found == Some(contract.as_str()))).collect();
+                filter_record_batch(&charges, &mask)
+            }
+            _ => Ok(charges),
+        }
     }
 }
 
-/// Of charges of several contracts, those of the window's own.
-pub(super) fn of_contract(charges: &RecordBatch, rated: &RuleWindow) -> Result<RecordBatch, arrow::error::ArrowError> {
-    match (&rated.contract_id, charges.column_by_name("contract_id")) {
-        (Some(contract), Some(contracts)) => {
-            let mask = contracts.as_string::<i32>().iter().map(|found| Some(found == Some(contract.as_str()))).collect();
-            filter_record_batch(charges, &mask)
-        }
-        _ => Ok(charges.clone()),
-    }
+fn contracts_of(charges: &RecordBatch) -> Option<&StringArray> {
+    charges.column_by_name("contract_id").map(|contracts| contracts.as_string::<i32>())
 }
 
 pub(super) fn claims_batch(frames: &[Frame]) -> Result<RecordBatch, arrow::error::ArrowError> {
@@ -145,4 +179,42 @@ pub(super) fn claims_batch(frames: &[Frame]) -> Result<RecordBatch, arrow::error
             number(|claim| claim.rejected),
         ],
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use arrow::datatypes::{Field, Schema};
+
+    #[test]
+    fn charges_of_a_window_are_those_of_its_bounds_and_contract() -> Result<(), arrow::error::ArrowError> {
+        let instants = |values: Vec<i64>| Arc::new(TimestampMicrosecondArray::from(values).with_timezone("UTC")) as ArrayRef;
+        let columns = vec![
+            instants(vec![0, 0, 10, 0, 0]),
+            instants(vec![10, 10, 20, 10, 5]),
+            Arc::new(StringArray::from(vec![Some("a"), Some("b"), Some("a"), Some("a"), None])) as ArrayRef,
+            Arc::new(Int64Array::from(vec![0, 1, 2, 3, 4])),
+        ];
+        let names = ["window_start", "window_end", "contract_id", "row"];
+        let fields: Vec<Field> =
+            names.iter().zip(&columns).map(|(name, column)| Field::new(*name, column.data_type().clone(), true)).collect();
+        let charges = RecordBatch::try_new(Arc::new(Schema::new(fields)), columns)?;
+        for of_contracts in [true, false] {
+            let grouped = Grouped::by_window(charges.clone(), of_contracts);
+            for (start, end, contract, expected) in [
+                (0, 10, Some("a"), vec![0, 3]),
+                (0, 10, Some("b"), vec![1]),
+                (10, 20, Some("a"), vec![2]),
+                (10, 20, Some("b"), vec![]),
+                (20, 30, Some("a"), vec![]),
+            ] {
+                let rated = RuleWindow { window: Window { start, end }, contract_id: contract.map(str::to_owned) };
+                let found = grouped.rows_of(&rated)?;
+                assert_eq!(found.column(3).as_primitive::<arrow::datatypes::Int64Type>().values().to_vec(), expected, "{rated}");
+            }
+        }
+        let whole = Grouped::by_window(charges, false).rows_of(&RuleWindow { window: Window { start: 0, end: 10 }, contract_id: None })?;
+        assert_eq!(whole.num_rows(), 3);
+        Ok(())
+    }
 }

@@ -3,9 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
-use arrow::array::{AsArray, RecordBatch};
+use arrow::array::RecordBatch;
 use arrow::compute::concat_batches;
-use arrow::datatypes::TimestampMicrosecondType;
 use datafusion::catalog::TableProvider;
 use datafusion::common::ScalarValue;
 use datafusion::execution::runtime_env::RuntimeEnv;
@@ -14,7 +13,7 @@ use ratemill_rules::session::{SessionLimits, session};
 use ratemill_rules::{Evaluator, Rule, RuleProject, RuleWindow, WindowCharges};
 use ratemill_schemas::{UsageSchema, Window};
 
-use super::books::{of_contract, rows_of};
+use super::books::Grouped;
 use super::changes::Changes;
 use super::due;
 use super::finalized::Finalized;
@@ -81,6 +80,7 @@ impl Epochs {
                 continue;
             }
             let windows: Vec<Window> = tasks.iter().map(|task| task.window.window).collect::<BTreeSet<Window>>().into_iter().collect();
+            let started = std::time::Instant::now();
             let usage = changes_after.unwrap_or(&self.changes).over(self.tables.usage.provider()?)?;
             let evaluator = self.rating().evaluator(Arc::clone(&project), usage, &read, &windows, state, &evaluated).await?;
             let mut results = self.from_folds(&project, rule, &tasks, &evaluator).await;
@@ -102,17 +102,25 @@ impl Epochs {
                     }
                 }
             }
-            let published = self.rating().published(name, &windows).await?;
+            tracing::debug!(rule = name, windows = windows.len(), elapsed = ?started.elapsed(), "evaluated");
+            let started = std::time::Instant::now();
+            let of_contracts = tasks.iter().all(|task| task.window.contract_id.is_some());
+            let published = Grouped::by_window(self.rating().published(name, &windows).await?, of_contracts);
+            let results: HashMap<Window, Grouped> =
+                results.iter().map(|(window, charges)| (*window, Grouped::of_window(charges, *window, of_contracts))).collect();
+            let open: HashSet<RuleWindow> = state.open.iter().filter(|open| open.rule == name).map(|open| open.window.clone()).collect();
+            let mut closed: HashSet<&RuleWindow> = HashSet::new();
             for task in tasks {
-                let Some(charges) = results.get(&task.window.window) else { continue };
-                let charges = of_contract(charges, &task.window).map_err(arrow)?;
-                let before = rows_of(&published, &task.window).map_err(arrow)?;
+                let Some(results) = results.get(&task.window.window) else { continue };
+                let charges = results.rows_of(&task.window).map_err(arrow)?;
+                let before = published.rows_of(&task.window).map_err(arrow)?;
                 let known = state.finalized.get(&task.rule, &task.window).is_some_and(|range| range.published);
-                let had_usage = state.open.iter().any(|open| open.rule == task.rule && open.window == task.window);
                 let posting = self.posting(manifest, task, known)?;
                 let rows = ledger::post(&before, &charges, &posting).map_err(arrow)?;
                 if due::is_current(&project.reference, &task.window)? {
-                    state.finalize(Finalized::window(task, known || had_usage || charges.num_rows() > 0));
+                    let published = known || open.contains(&task.window) || charges.num_rows() > 0;
+                    state.finalized.insert(Finalized::window(task, published));
+                    closed.insert(&task.window);
                 } else {
                     // The contract has no such period any more, and its charges are taken back.
                     state.finalized.remove(&task.rule, &task.window);
@@ -120,6 +128,8 @@ impl Epochs {
                 evaluated.entry(name.to_owned()).or_default().insert(task.window.clone(), charges);
                 postings.extend(rows);
             }
+            state.close(name, &closed);
+            tracing::debug!(rule = name, elapsed = ?started.elapsed(), "compared with the ledger");
         }
         Ok(postings)
     }
@@ -282,20 +292,13 @@ impl Rating<'_> {
         let bounds: Vec<Window> = windows.keys().copied().collect();
         let ledger = self.published(name, &bounds).await?;
         let in_force = ledger::in_force_only(&ledger).map_err(arrow)?;
-        let mut rows: HashMap<Window, Vec<u32>> = HashMap::new();
-        if let (Some(starts), Some(ends)) = (in_force.column_by_name("window_start"), in_force.column_by_name("window_end")) {
-            let (starts, ends) = (starts.as_primitive::<TimestampMicrosecondType>(), ends.as_primitive::<TimestampMicrosecondType>());
-            for (row, (start, end)) in (0_u32..).zip(starts.values().iter().zip(ends.values())) {
-                rows.entry(Window { start: *start, end: *end }).or_default().push(row);
-            }
-        }
+        let of_contracts = windows.values().flatten().all(|rated| rated.contract_id.is_some());
+        let in_force = Grouped::by_window(in_force, of_contracts);
         let mut standing = BTreeMap::new();
         for (window, contracts) in windows {
-            let rows = arrow::array::UInt32Array::from(rows.remove(&window).unwrap_or_default());
-            let charges = arrow::compute::take_record_batch(&in_force, &rows).map_err(arrow)?;
             let mut of_window = Vec::new();
             for rated in contracts {
-                let own = of_contract(&charges, &rated).map_err(arrow)?;
+                let own = in_force.rows_of(&rated).map_err(arrow)?;
                 of_window.push((rated, own));
             }
             standing.insert(window, of_window);

@@ -499,6 +499,7 @@ impl Epochs {
         if claims.num_rows() > 0 {
             self.tables.files.append(&[claims], APPLICATION, epoch).await?;
         }
+        tracing::debug!(epoch, elapsed = ?started.elapsed(), "usage stored");
         let mut state = manifest.state.clone();
         state.closed.extend(manifest.closing.clone());
         self.folds.follow(manifest.from, manifest.to, &merged, &state).await?;
@@ -507,6 +508,7 @@ impl Epochs {
         if !postings.is_empty() {
             self.tables.charges.append(&postings, APPLICATION, epoch).await?;
         }
+        tracing::debug!(epoch, elapsed = ?started.elapsed(), "charges stored");
         self.complete(&manifest, state, changes_after, frames).await?;
         let count = |batches: &[RecordBatch]| batches.iter().map(RecordBatch::num_rows).sum();
         let corrections = postings

@@ -1,6 +1,6 @@
 //! Running charges: what open windows come to by now, with all usage that is acknowledged. Nothing is written.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -14,7 +14,7 @@ use ratemill_rules::{Evaluator, Rule, RuleWindow, WindowCharges};
 use ratemill_schemas::Window;
 use ratemill_schemas::time::instant_type;
 
-use super::books::of_contract;
+use super::books::Grouped;
 use super::due;
 use super::finalized::Finalized;
 use super::manifest::WindowTask;
@@ -65,17 +65,21 @@ impl Epochs {
             let evaluator =
                 self.rating().evaluator(Arc::clone(&self.project), Arc::clone(&usage), &read, &windows, &state, &evaluated).await?;
             let charges = self.charges_now(rule, (&folded_tail, &effect.times), &windows, &evaluator).await?;
+            let of_contracts = open.iter().all(|rated| rated.contract_id.is_some());
+            let charges: HashMap<Window, Grouped> =
+                charges.iter().map(|result| (result.window, Grouped::of_window(&result.charges, result.window, of_contracts))).collect();
             let mut by_window: BTreeMap<RuleWindow, RecordBatch> = BTreeMap::new();
             for rated in open {
-                let Some(result) = charges.iter().find(|result| result.window == rated.window) else { continue };
-                let charges = of_contract(&result.charges, &rated).map_err(|source| EpochError::Arrow { epoch: self.last, source })?;
+                let Some(result) = charges.get(&rated.window) else { continue };
+                let charges = result.rows_of(&rated).map_err(|source| EpochError::Arrow { epoch: self.last, source })?;
                 if rule.options.provisional && only.is_none_or(|only| only == rule.name) {
                     results.push((rule.name.clone(), WindowCharges { window: rated.window, charges: charges.clone() }));
                 }
                 // Readers take it as they take what an epoch has just published.
-                state.finalize(Finalized::window(&self.as_task(rule, &rated), true));
+                state.finalized.insert(Finalized::window(&self.as_task(rule, &rated), true));
                 by_window.insert(rated, charges);
             }
+            state.close(&rule.name, &by_window.keys().collect());
             evaluated.entry(rule.name.clone()).or_default().extend(by_window);
         }
         Ok(results)

@@ -1,13 +1,12 @@
 //! What the engine knows between epochs. Each completion record holds all of it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use ratemill_rules::RuleWindow;
-use ratemill_schemas::Window;
 use serde::{Deserialize, Serialize};
 
 use super::changes::EventId;
-use super::finalized::{Finalized, FinalizedWindows};
+use super::finalized::FinalizedWindows;
 use super::periods::ClosedPeriod;
 use crate::log::FrameHeader;
 
@@ -139,10 +138,8 @@ impl EngineState {
         tracked.map_or(i64::MAX, |tracked| tracked.fresh_from)
     }
 
-    /// Marks a window as finalized: it is open no longer.
-    pub fn finalize(&mut self, new: Finalized) {
-        let window = RuleWindow { window: Window { start: new.start, end: new.end }, contract_id: new.contract_id.clone() };
-        self.open.retain(|open| !(open.rule == new.rule && open.window == window));
-        self.finalized.insert(new);
+    /// Windows of a rule that are open no longer.
+    pub fn close(&mut self, rule: &str, windows: &HashSet<&RuleWindow>) {
+        self.open.retain(|open| open.rule != rule || !windows.contains(&open.window));
     }
 }

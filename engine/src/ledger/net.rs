@@ -6,7 +6,6 @@ use arrow::array::{Array, AsArray, RecordBatch};
 use arrow::datatypes::Decimal128Type;
 use arrow::error::ArrowError;
 use arrow::util::display::{ArrayFormatter, FormatOptions};
-use ratemill_rules::evaluate::identity;
 use ratemill_schemas::Decimal;
 use ratemill_schemas::decimal::DECIMAL;
 
@@ -46,11 +45,11 @@ struct Rows {
 pub fn compare(published: &RecordBatch, fresh: &RecordBatch) -> Result<Vec<NetDifference>, ArrowError> {
     let old = as_charges(published, fresh)?;
     let mut lines: BTreeMap<String, Rows> = BTreeMap::new();
-    for row in 0..old.num_rows() {
-        lines.entry(identity(&old, row)).or_default().ledger.push(row);
+    for (row, identity) in super::identity_texts(&old).into_iter().enumerate() {
+        lines.entry(identity).or_default().ledger.push(row);
     }
-    for row in 0..fresh.num_rows() {
-        lines.entry(identity(fresh, row)).or_default().fresh = Some(row);
+    for (row, identity) in super::identity_texts(fresh).into_iter().enumerate() {
+        lines.entry(identity).or_default().fresh = Some(row);
     }
     let in_force = rows_in_force(published);
     let mut differences = Vec::new();

@@ -12,6 +12,7 @@ use ratemill_schemas::{Currency, Window, WindowSpec};
 
 use super::RateError;
 use super::blame::Blame;
+use super::identity::{Identities, surely_distinct};
 use crate::rule::Rule;
 
 /// Brings a rule's output into the columns of the ledger and checks every row.
@@ -112,12 +113,45 @@ impl Shaper<'_> {
         Ok(shaped)
     }
 
+    /// Whether every row is sound, told from whole columns; where it is not, or not for sure, the rows say what is wrong.
+    fn is_sound(&self, charges: &RecordBatch) -> Result<bool, arrow::error::ArrowError> {
+        let by_contract = self.rule.options.window == WindowSpec::BillingPeriod;
+        let required = [0, 2, 3, 4].into_iter().chain(by_contract.then_some(1));
+        if required.into_iter().any(|index| charges.column(index).null_count() > 0) {
+            return Ok(false);
+        }
+        let text = |index: usize| charges.column(index).as_string::<i32>();
+        if [0, 2].into_iter().any(|index| text(index).iter().flatten().any(|value| value.trim().is_empty())) {
+            return Ok(false);
+        }
+        let mut last = "";
+        for currency in text(3).iter().flatten() {
+            if currency != last && currency.parse::<Currency>().is_err() {
+                return Ok(false);
+            }
+            last = currency;
+        }
+        let decimals = charges.columns().iter().filter_map(|column| column.as_primitive_opt::<Decimal128Type>());
+        for column in decimals {
+            if column.iter().flatten().any(|raw| Decimal::from_raw(raw).is_err()) {
+                return Ok(false);
+            }
+        }
+        surely_distinct(charges)
+    }
+
     fn check(&self, charges: &RecordBatch) -> Result<(), RateError> {
+        let sound = self.is_sound(charges).map_err(|error| self.failed(Blame::default(), error.to_string()))?;
+        if sound { Ok(()) } else { self.check_rows(charges) }
+    }
+
+    fn check_rows(&self, charges: &RecordBatch) -> Result<(), RateError> {
         let text = |index: usize| charges.column(index).as_string::<i32>();
         let (customers, items, currencies) = (text(0), text(2), text(3));
         let amounts = charges.column(4).as_primitive::<Decimal128Type>();
         let mut known: HashMap<String, usize> = HashMap::with_capacity(charges.num_rows());
         let mut valid_currencies: HashMap<&str, ()> = HashMap::new();
+        let mut identities = Identities::of(charges);
         for row in 0..charges.num_rows() {
             let customer = if customers.is_null(row) { "?" } else { customers.value(row) };
             let failed = |message: String| self.failed(self.whose(charges, Some(row)), message);
@@ -153,7 +187,9 @@ impl Shaper<'_> {
                     }
                 }
             }
-            if let Some(other) = known.insert(identity(charges, row), row) {
+            let mut identity = String::new();
+            identities.write(row, &mut identity);
+            if let Some(other) = known.insert(identity, row) {
                 let message = format!(
                     "two charges of the same identity (customer `{customer}`, item `{}`, currency {currency}): {} and {}; group them, or tell them apart by item or a further column",
                     items.value(row),
@@ -238,31 +274,4 @@ fn as_json(array: &ArrayRef, row: usize) -> Result<serde_json::Value, arrow::err
 
 fn show(raw: i128) -> String {
     Decimal::from_raw(raw).map_or_else(|_| raw.to_string(), |value| value.to_string())
-}
-
-/// The identity of a charge within its rule and window: `customer_id`, `contract_id`, `item`, `currency` and every
-/// further column that is no decimal, as a text in which no two identities agree.
-///
-/// # Panics
-/// When the batch does not have the columns of [`super::WindowCharges`].
-#[must_use]
-pub fn identity(charges: &RecordBatch, row: usize) -> String {
-    let mut text = String::new();
-    let schema = charges.schema();
-    let further = (CHARGE_COLUMNS.len()..charges.num_columns()).filter(|index| is_identity(schema.field(*index).data_type()));
-    for index in [0, 1, 2, 3].into_iter().chain(further) {
-        let column = charges.column(index);
-        if column.is_null(row) {
-            // A column that a rule gained later is null in older charges: absent and null are one.
-            continue;
-        }
-        let value = match column.data_type() {
-            DataType::Utf8 => column.as_string::<i32>().value(row).to_owned(),
-            DataType::Timestamp(..) => format_instant(column.as_primitive::<arrow::datatypes::TimestampMicrosecondType>().value(row)),
-            _ => ArrayFormatter::try_new(column, &FormatOptions::default())
-                .map_or_else(|error| error.to_string(), |formatter| formatter.value(row).to_string()),
-        };
-        text.push_str(&format!("{}={}:{value};", schema.field(index).name(), value.len()));
-    }
-    text
 }
