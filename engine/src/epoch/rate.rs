@@ -83,7 +83,7 @@ impl Epochs {
             let started = std::time::Instant::now();
             let usage = changes_after.unwrap_or(&self.changes).over(self.tables.usage.provider()?)?;
             let evaluator = self.rating().evaluator(Arc::clone(&project), usage, &read, &windows, state, &evaluated).await?;
-            let mut results = self.from_folds(&project, rule, &tasks, &evaluator).await;
+            let mut results = self.folded(&project, rule, &tasks, &evaluator).await;
             let rest: Vec<Window> = windows.iter().copied().filter(|window| !results.contains_key(window)).collect();
             match evaluator.evaluate(rule, &rest).await {
                 Ok(found) => results.extend(found.into_iter().map(|result| (result.window, result.charges))),
@@ -135,7 +135,7 @@ impl Epochs {
     }
 
     /// The charges of windows that close and are folded; what fails here is read from the table, for a better message.
-    async fn from_folds(
+    async fn folded(
         &self,
         project: &Arc<RuleProject>,
         rule: &Rule,
