@@ -20,6 +20,13 @@ WHERE u.meter = 'kwh'
 GROUP BY c.customer_id, c.currency, p.tiers
 ";
 
+/// What each contract used, by its own billing period; from January 2026.
+pub const PERIOD_RULE: &str = "CREATE MATERIALIZED VIEW energy WITH (window = 'billing_period', effective_from = '2026-01-01') AS
+SELECT c.customer_id, c.contract_id, 'Energy' AS item, sum(u.quantity) AS amount, c.currency
+FROM usage u JOIN contracts FOR SYSTEM_TIME AS OF u.time AS c ON c.subject = u.subject
+WHERE u.meter = 'kwh' GROUP BY c.customer_id, c.contract_id, c.currency
+";
+
 /// A project in a temporary folder, which goes away with it.
 pub struct Project {
     folder: tempfile::TempDir,
@@ -42,6 +49,16 @@ impl Project {
         );
         project.write("reference/prices.csv", "plan,up_to,unit_price,flat_fee\nhome,100,0.30,5\nhome,,0.25,0\n");
         project
+    }
+
+    /// Contracts with billing periods of their own: rows of `subject,customer_id,contract_id,plan,currency,anchor_day,valid_from,valid_to`.
+    pub fn contracts(&self, rows: &str) {
+        self.write(
+            "reference/contracts.toml",
+            "key = [\"subject\"]\n[columns]\nsubject = \"text\"\ncustomer_id = \"text\"\ncontract_id = \"text\"\nplan = \"text\"\ncurrency = \"text\"\nanchor_day = \"integer\"\nvalid_from = \"date\"\nvalid_to = \"date?\"\n",
+        );
+        let header = "subject,customer_id,contract_id,plan,currency,anchor_day,valid_from,valid_to";
+        self.write("reference/contracts.csv", &format!("{header}\n{rows}"));
     }
 
     /// With an HTTP listener on a free port.

@@ -4,7 +4,7 @@
 use serde_json::{Value, json};
 
 use crate::engine::{ok, ratemill, sql};
-use crate::project::{Project, kwh, lines};
+use crate::project::{PERIOD_RULE, Project, kwh, lines};
 
 fn event(meter: &str, id: &str, subject: &str, time: &str, quantity: &str) -> Value {
     json!({"specversion": "1.0", "source": "test", "id": id, "type": meter, "subject": subject, "time": time, "data": {"quantity": quantity}})
@@ -296,20 +296,9 @@ fn a_late_event_of_a_meter_that_only_opening_reads_corrects() {
 
 #[test]
 fn a_contract_that_changes_after_its_period_was_published_is_not_charged_twice() {
-    let contracts = |rows: &str| format!("subject,customer_id,contract_id,plan,currency,anchor_day,valid_from,valid_to\n{rows}");
     let project = Project::new("");
-    project.write(
-        "reference/contracts.toml",
-        "key = [\"subject\"]\n[columns]\nsubject = \"text\"\ncustomer_id = \"text\"\ncontract_id = \"text\"\nplan = \"text\"\ncurrency = \"text\"\nanchor_day = \"integer\"\nvalid_from = \"date\"\nvalid_to = \"date?\"\n",
-    );
-    project.write("reference/contracts.csv", &contracts("m1,cust-1,k1,home,EUR,1,2026-01-01,\n"));
-    project.write(
-        "rules/energy.sql",
-        "CREATE MATERIALIZED VIEW energy WITH (window = 'billing_period', effective_from = '2026-01-01') AS
-         SELECT c.customer_id, c.contract_id, 'Energy' AS item, sum(u.quantity) AS amount, c.currency
-         FROM usage u JOIN contracts FOR SYSTEM_TIME AS OF u.time AS c ON c.subject = u.subject
-         WHERE u.meter = 'kwh' GROUP BY c.customer_id, c.contract_id, c.currency",
-    );
+    project.contracts("m1,cust-1,k1,home,EUR,1,2026-01-01,\n");
+    project.write("rules/energy.sql", PERIOD_RULE);
     let rate = |name: &str, events: &[Value]| {
         let file = project.write(name, &lines(events));
         ok(&["rate", "-C", project.text(), "--usage", file.to_str().unwrap()]);
@@ -318,10 +307,7 @@ fn a_contract_that_changes_after_its_period_was_published_is_not_charged_twice()
     let january = "energy,cust-1,k1,Energy,2026-01-01T00:00:00Z,2026-02-01T00:00:00Z,100";
     assert_eq!(net(&project), [january]);
     // It ended on the 20th, as was found out later; a second contract shares its period.
-    project.write(
-        "reference/contracts.csv",
-        &contracts("m1,cust-1,k1,home,EUR,1,2026-01-01,2026-01-20\nm2,cust-2,k2,home,EUR,1,2026-01-01,\n"),
-    );
+    project.contracts("m1,cust-1,k1,home,EUR,1,2026-01-01,2026-01-20\nm2,cust-2,k2,home,EUR,1,2026-01-01,\n");
     rate("b.ndjson", &[kwh("c", "m2", "2026-01-13T00:00:00Z", "7"), kwh("d", "m2", "2026-02-13T00:00:00Z", "0")]);
     let second = "energy,cust-2,k2,Energy,2026-01-01T00:00:00Z,2026-02-01T00:00:00Z,7";
     assert_eq!(net(&project), [january, second]);
@@ -337,20 +323,9 @@ fn a_contract_that_changes_after_its_period_was_published_is_not_charged_twice()
 
 #[test]
 fn a_subject_that_moves_to_another_contract_is_not_charged_under_both() {
-    let contracts = |rows: &str| format!("subject,customer_id,contract_id,plan,currency,anchor_day,valid_from,valid_to\n{rows}");
     let project = Project::new("");
-    project.write(
-        "reference/contracts.toml",
-        "key = [\"subject\"]\n[columns]\nsubject = \"text\"\ncustomer_id = \"text\"\ncontract_id = \"text\"\nplan = \"text\"\ncurrency = \"text\"\nanchor_day = \"integer\"\nvalid_from = \"date\"\nvalid_to = \"date?\"\n",
-    );
-    project.write("reference/contracts.csv", &contracts("m1,a,k1,home,EUR,1,2026-01-01,\nm2,a,k1,home,EUR,1,2026-01-01,\n"));
-    project.write(
-        "rules/energy.sql",
-        "CREATE MATERIALIZED VIEW energy WITH (window = 'billing_period', effective_from = '2026-01-01') AS
-         SELECT c.customer_id, c.contract_id, 'Energy' AS item, sum(u.quantity) AS amount, c.currency
-         FROM usage u JOIN contracts FOR SYSTEM_TIME AS OF u.time AS c ON c.subject = u.subject
-         WHERE u.meter = 'kwh' GROUP BY c.customer_id, c.contract_id, c.currency",
-    );
+    project.contracts("m1,a,k1,home,EUR,1,2026-01-01,\nm2,a,k1,home,EUR,1,2026-01-01,\n");
+    project.write("rules/energy.sql", PERIOD_RULE);
     let rate = |name: &str, events: &[Value]| {
         let file = project.write(name, &lines(events));
         let output = ratemill(&["rate", "-C", project.text(), "--usage", file.to_str().unwrap()], &[]);
@@ -373,10 +348,7 @@ fn a_subject_that_moves_to_another_contract_is_not_charged_under_both() {
     assert_eq!(net(&project), [of("k1", "a", january, 153)]);
 
     // m1 went to another contract on the 15th, as is found out later. The published period keeps it, and its late usage.
-    project.write(
-        "reference/contracts.csv",
-        &contracts("m1,a,k1,home,EUR,1,2026-01-01,2026-01-15\nm2,a,k1,home,EUR,1,2026-01-01,\nm1,b,k2,home,EUR,1,2026-01-15,\n"),
-    );
+    project.contracts("m1,a,k1,home,EUR,1,2026-01-01,2026-01-15\nm2,a,k1,home,EUR,1,2026-01-01,\nm1,b,k2,home,EUR,1,2026-01-15,\n");
     let told = rate("b.ndjson", &[kwh("e", "m2", "2026-02-13T00:00:00Z", "0"), kwh("f", "m1", "2026-01-21T00:00:00Z", "1")]);
     assert_eq!(net(&project), [of("k1", "a", january, 154)]);
     assert!(told.contains("m1") && told.contains("another contract"), "{told}");
@@ -390,10 +362,7 @@ fn a_subject_that_moves_to_another_contract_is_not_charged_under_both() {
     }
 
     // The new contract gets another name: its charges wait under the old one, and move with it.
-    project.write(
-        "reference/contracts.csv",
-        &contracts("m1,a,k1,home,EUR,1,2026-01-01,2026-01-15\nm2,a,k1,home,EUR,1,2026-01-01,\nm1,b,k9,home,EUR,1,2026-01-15,\n"),
-    );
+    project.contracts("m1,a,k1,home,EUR,1,2026-01-01,2026-01-15\nm2,a,k1,home,EUR,1,2026-01-01,\nm1,b,k9,home,EUR,1,2026-01-15,\n");
     rate("c.ndjson", &[kwh("g", "m1", "2026-01-22T00:00:00Z", "2")]);
     assert_eq!(net(&project), [moved[0].clone(), moved[1].replace(",51", ",53")]);
     re_rate("2026-01-15", "2026-02-01");
@@ -521,14 +490,8 @@ fn readers_settle_against_what_was_charged_and_are_re_rated_with_it() {
 fn what_opens_a_billing_period_belongs_to_its_contract() {
     let (_, owed) = in_two_steps(
         |project| {
-            project.write(
-                "reference/contracts.toml",
-                "key = [\"subject\"]\n[columns]\nsubject = \"text\"\ncustomer_id = \"text\"\ncontract_id = \"text\"\nplan = \"text\"\ncurrency = \"text\"\nanchor_day = \"integer\"\nvalid_from = \"date\"\nvalid_to = \"date?\"\n",
-            );
-            project.write(
-                "reference/contracts.csv",
-                "subject,customer_id,contract_id,plan,currency,anchor_day,valid_from,valid_to\n\
-                 s1,cust-1,k1,home,EUR,1,2026-01-01,\ns2,cust-1,k1,home,EUR,1,2026-01-01,2026-02-01\ns2,cust-2,k2,home,EUR,1,2026-02-01,\n",
+            project.contracts(
+                "s1,cust-1,k1,home,EUR,1,2026-01-01,\ns2,cust-1,k1,home,EUR,1,2026-01-01,2026-02-01\ns2,cust-2,k2,home,EUR,1,2026-02-01,\n",
             );
             let levels = LEVELS
                 .replace("window = 'month'", "window = 'billing_period'")

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use crate::engine::{Engine, ok, ratemill, sql, try_request, wait};
-use crate::project::{Project, RULE, kwh, lines, september};
+use crate::project::{PERIOD_RULE, Project, RULE, kwh, lines, september};
 
 const NET: &str = "SELECT rule, customer_id, item, window_start, sum(amount), sum(quantity) FROM charges
      GROUP BY rule, customer_id, item, window_start HAVING sum(amount) <> 0 ORDER BY 1, 2, 3, 4";
@@ -197,23 +197,15 @@ fn status_says_how_far_the_lake_is() {
 
 #[test]
 fn contracts_that_change_while_the_engine_is_away_lose_no_usage() {
-    let declaration = "key = [\"subject\"]\n[columns]\nsubject = \"text\"\ncustomer_id = \"text\"\ncontract_id = \"text\"\nplan = \"text\"\ncurrency = \"text\"\nanchor_day = \"integer\"\nvalid_from = \"date\"\nvalid_to = \"date?\"\n";
-    let contracts = |rows: &str| format!("subject,customer_id,contract_id,plan,currency,anchor_day,valid_from,valid_to\n{rows}");
     let project = Project::new("[epoch]\ninterval = \"100 milliseconds\"\n[http]\nlisten = \"127.0.0.1:0\"\n");
-    project.write("reference/contracts.toml", declaration);
-    project.write("reference/contracts.csv", &contracts("m1,cust-1,k1,home,EUR,1,2026-09-01,\n"));
-    project.write(
-        "rules/energy.sql",
-        "CREATE MATERIALIZED VIEW energy WITH (window = 'billing_period', grace = '3650 days', effective_from = '2026-09-01') AS
-         SELECT c.customer_id, c.contract_id, 'Energy' AS item, sum(u.quantity) AS amount, c.currency
-         FROM usage u JOIN contracts FOR SYSTEM_TIME AS OF u.time AS c ON c.subject = u.subject
-         WHERE u.meter = 'kwh' GROUP BY c.customer_id, c.contract_id, c.currency",
-    );
+    project.contracts("m1,cust-1,k1,home,EUR,1,2026-09-01,\n");
+    let rule = PERIOD_RULE.replace("effective_from = '2026-01-01'", "grace = '3650 days', effective_from = '2026-09-01'");
+    project.write("rules/energy.sql", &rule);
     let engine = Engine::start(project.path());
     engine.send(&[kwh("a", "m1", "2026-09-03T10:00:00Z", "1"), kwh("b", "m2", "2026-09-04T10:00:00Z", "10")]);
     engine.stop();
     // The period is cut anew, and the second subject has a contract after all.
-    project.write("reference/contracts.csv", &contracts("m1,cust-1,k1,home,EUR,2,2026-09-01,\nm2,cust-2,k2,home,EUR,3,2026-09-01,\n"));
+    project.contracts("m1,cust-1,k1,home,EUR,2,2026-09-01,\nm2,cust-2,k2,home,EUR,3,2026-09-01,\n");
     let engine = Engine::start(project.path());
     engine.send(&[kwh("c", "m1", "2026-09-05T10:00:00Z", "2"), kwh("d", "m2", "2026-09-05T10:00:00Z", "20")]);
     let owed = |engine: &Engine| -> Vec<(String, String)> {
