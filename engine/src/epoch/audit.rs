@@ -19,7 +19,7 @@ use serde::Serialize;
 use super::books::Grouped;
 use super::changes::Changes;
 use super::manifest::Completion;
-use super::rate::{Evaluated, Rating, closure};
+use super::rate::{Evaluated, Rating, closure, evaluate_apart};
 use super::run::{APPLICATION, EpochError, Tables, table_specs};
 use super::state::EngineState;
 use crate::lake::{Lake, LakeError, LakeTable};
@@ -261,18 +261,9 @@ impl LedgerAudit {
         let read = closure(project, rule);
         let usage = self.changes.over(self.tables.usage.provider()?)?;
         let evaluator = self.rating().evaluator(Arc::clone(project), usage, &read, &windows, &self.state, &Evaluated::new()).await?;
-        let mut fresh: HashMap<Window, RecordBatch> = HashMap::new();
-        match evaluator.evaluate(rule, &windows).await {
-            Ok(found) => fresh.extend(found.into_iter().map(|result| (result.window, result.charges))),
-            // The window that fails is named, and the others are compared.
-            Err(_) => {
-                for window in &windows {
-                    match evaluator.evaluate(rule, std::slice::from_ref(window)).await {
-                        Ok(found) => fresh.extend(found.into_iter().map(|result| (result.window, result.charges))),
-                        Err(error) => report.add(not_rated(name, rated.iter().find(|rated| rated.window == *window), &error)),
-                    }
-                }
-            }
+        let (fresh, errors) = evaluate_apart(&evaluator, rule, &windows).await;
+        for (window, error) in errors {
+            report.add(not_rated(name, rated.iter().find(|rated| rated.window == window), &error));
         }
         let of_contracts = rated.iter().all(|rated| rated.contract_id.is_some());
         let ledger = Grouped::by_window(self.rating().published(name, &windows).await?, of_contracts);

@@ -10,7 +10,7 @@ use datafusion::common::ScalarValue;
 use datafusion::execution::runtime_env::RuntimeEnv;
 use datafusion::prelude::{col, lit};
 use ratemill_rules::session::{SessionLimits, session};
-use ratemill_rules::{Evaluator, Rule, RuleProject, RuleWindow, WindowCharges};
+use ratemill_rules::{Evaluator, RateError, Rule, RuleProject, RuleWindow, WindowCharges};
 use ratemill_schemas::{UsageSchema, Window};
 
 use super::books::Grouped;
@@ -85,22 +85,12 @@ impl Epochs {
             let evaluator = self.rating().evaluator(Arc::clone(&project), usage, &read, &windows, state, &evaluated).await?;
             let mut results = self.folded(&project, rule, &tasks, &evaluator).await;
             let rest: Vec<Window> = windows.iter().copied().filter(|window| !results.contains_key(window)).collect();
-            match evaluator.evaluate(rule, &rest).await {
-                Ok(found) => results.extend(found.into_iter().map(|result| (result.window, result.charges))),
-                // A mistake of one rule stands in no other's way, and one of a window in no other window's.
-                Err(_) => {
-                    for window in &rest {
-                        match evaluator.evaluate(rule, std::slice::from_ref(window)).await {
-                            Ok(found) => results.extend(found.into_iter().map(|result| (result.window, result.charges))),
-                            Err(error) => {
-                                failed.insert(name.to_owned());
-                                let of_window: Vec<&WindowTask> =
-                                    tasks.iter().filter(|task| task.window.window == *window).copied().collect();
-                                self.note_failure(&error, name, &of_window, state, failures);
-                            }
-                        }
-                    }
-                }
+            let (found, errors) = evaluate_apart(&evaluator, rule, &rest).await;
+            results.extend(found);
+            for (window, error) in errors {
+                failed.insert(name.to_owned());
+                let of_window: Vec<&WindowTask> = tasks.iter().filter(|task| task.window.window == window).copied().collect();
+                self.note_failure(&error, name, &of_window, state, failures);
             }
             tracing::debug!(rule = name, windows = windows.len(), elapsed = ?started.elapsed(), "evaluated");
             let started = std::time::Instant::now();
@@ -350,6 +340,28 @@ fn union(parts: &[RecordBatch]) -> Result<RecordBatch, arrow::error::ArrowError>
         })
         .collect::<Result<_, _>>()?;
     concat_batches(&schema, &conformed)
+}
+
+/// The charges of the windows that can be rated, and the errors of the others: a mistake in one window stands in no other's
+/// way.
+pub(super) async fn evaluate_apart(
+    evaluator: &Evaluator,
+    rule: &Rule,
+    windows: &[Window],
+) -> (HashMap<Window, RecordBatch>, Vec<(Window, RateError)>) {
+    let by_window = |found: Vec<WindowCharges>| found.into_iter().map(|result| (result.window, result.charges));
+    let mut errors = Vec::new();
+    if let Ok(found) = evaluator.evaluate(rule, windows).await {
+        return (by_window(found).collect(), errors);
+    }
+    let mut charges = HashMap::new();
+    for window in windows {
+        match evaluator.evaluate(rule, std::slice::from_ref(window)).await {
+            Ok(found) => charges.extend(by_window(found)),
+            Err(error) => errors.push((*window, error)),
+        }
+    }
+    (charges, errors)
 }
 
 /// Every rule whose charges `rule` reads, itself or through others.
