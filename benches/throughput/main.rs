@@ -1,12 +1,14 @@
 //! What the release binary sustains on this machine, with the sender's share told apart.
 //!
 //!     cargo build --release && cargo bench --bench throughput -- http mqtt files rating [--events N]
+//!     cargo build --release && cargo bench --bench throughput -- live-http live-mqtt [--seconds 600]
 //!
 //! Every measurement starts `target/release/ratemill` as a user would, on a temporary folder, and reads its processor
 //! time and peak memory from /proc. Ids are unique, so that nothing is a duplicate.
 
 mod files;
 mod http;
+mod live;
 mod mqtt;
 mod process;
 
@@ -16,6 +18,11 @@ fn main() {
     let mut events = 1_000_000;
     if let Some(index) = wanted.iter().position(|argument| argument == "--events") {
         events = wanted.get(index + 1).and_then(|text| text.parse().ok()).expect("--events N");
+        wanted.drain(index..=index + 1);
+    }
+    let mut seconds = 600;
+    if let Some(index) = wanted.iter().position(|argument| argument == "--seconds") {
+        seconds = wanted.get(index + 1).and_then(|text| text.parse().ok()).expect("--seconds N");
         wanted.drain(index..=index + 1);
     }
     if wanted.is_empty() || wanted == ["all"] {
@@ -31,7 +38,9 @@ fn main() {
             "mqtt" => mqtt::measure(events / 5),
             "files" => files::measure_capture(events),
             "rating" => files::measure_rating(events),
-            other => panic!("`{other}` is none of http, mqtt, files, rating"),
+            "live-http" => live::measure_http(seconds),
+            "live-mqtt" => live::measure_mqtt(seconds),
+            other => panic!("`{other}` is none of http, mqtt, files, rating, live-http, live-mqtt"),
         }
     }
 }

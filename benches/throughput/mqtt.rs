@@ -9,14 +9,14 @@ use ratemill_connectors::mqtt::publish;
 use crate::Measurement;
 use crate::process::{Engine, Usage, event, project};
 
-struct Broker {
+pub struct Broker {
     child: Child,
-    port: u16,
+    pub port: u16,
     _folder: tempfile::TempDir,
 }
 
 impl Broker {
-    fn start() -> Self {
+    pub fn start() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let config = format!(
@@ -36,11 +36,17 @@ impl Broker {
     }
 
     fn publish(&self, count: usize) -> f64 {
-        let messages: Vec<(String, Vec<u8>)> = (0..count).map(|n| (format!("meters/{}", n % 100), event(n).into_bytes())).collect();
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let begun = Usage::own().cpu_seconds;
-        runtime.block_on(publish(&format!("mqtt://127.0.0.1:{}", self.port), messages)).unwrap();
+        self.publish_events((0..count).map(event));
         Usage::own().cpu_seconds - begun
+    }
+
+    /// Publishes these at QoS 1 and waits for the broker to have them.
+    pub fn publish_events(&self, events: impl Iterator<Item = String>) {
+        let messages: Vec<(String, Vec<u8>)> =
+            events.enumerate().map(|(n, event)| (format!("meters/{}", n % 100), event.into_bytes())).collect();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(publish(&format!("mqtt://127.0.0.1:{}", self.port), messages)).unwrap();
     }
 }
 

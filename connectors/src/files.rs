@@ -3,10 +3,12 @@
 //! A file is taken once, when it is complete: its rows are submitted in chunks, and its claim only after all of them
 //! are durable. A crash in between reads it again, and deduplication makes that harmless.
 
+mod adoption;
 mod chunks;
 mod config;
 mod reader;
 
+pub use adoption::Adoption;
 pub use config::{Compression, FileFormat, FilesConfig, FilesError, Records};
 pub use reader::{FileError, FileReader};
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use ratemill_schemas::files::FileClaim;
-use ratemill_schemas::{UsageBatch, Verdict};
+use ratemill_schemas::{AdoptedFile, EventKey, UsageBatch, Verdict};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 /// Name of a configured connector: what a watermark belongs to.
@@ -21,12 +21,23 @@ pub struct Submission {
     pub usage: UsageBatch,
     /// Files whose rows are all durable once this submission is.
     pub claims: Vec<FileClaim>,
+    /// A file that is usage as it is.
+    pub adopted: Option<AdoptedRows>,
     /// Event times of historical usage move no watermark.
     pub historical: bool,
     /// Where the answer goes.
     pub reply: oneshot::Sender<Result<Receipt, IntakeError>>,
     /// Room in the queue, given back when the submission is dropped.
     pub room: OwnedSemaphorePermit,
+}
+
+/// A file that the lake keeps, and the keys of its rows.
+#[derive(Debug)]
+pub struct AdoptedRows {
+    /// The file.
+    pub file: AdoptedFile,
+    /// One for each of its rows, in order.
+    pub keys: Vec<EventKey>,
 }
 
 /// The answer to a durable submission.
@@ -36,7 +47,7 @@ pub struct Receipt {
     pub log_id: Arc<str>,
     /// Position in the log up to which everything of this submission is durable.
     pub position: i64,
-    /// One verdict per row of the submitted batch, in order.
+    /// One verdict per row of the submitted batch, in order; of an adopted file, those that are not accepted.
     pub verdicts: Vec<Verdict>,
 }
 
@@ -80,7 +91,19 @@ impl Intake {
         historical: bool,
     ) -> Result<Receipt, IntakeError> {
         let room = Arc::clone(&self.room).acquire_many_owned(self.cost(&usage)).await.map_err(|_| IntakeError::Stopped)?;
-        self.enqueue(input, usage, claims, historical, room).await
+        self.enqueue(input, usage, (claims, None), historical, room).await
+    }
+
+    /// Submits a file that is usage as it is; returns once its name and range are durable. The verdicts are those of rows that
+    /// are no new usage; a conflict among them says that nothing was taken, and the rows have to be submitted.
+    ///
+    /// # Errors
+    /// As [`Intake::submit`].
+    pub async fn adopt(&self, input: &InputName, none: UsageBatch, rows: AdoptedRows, historical: bool) -> Result<Receipt, IntakeError> {
+        let bytes = rows.keys.len() * size_of::<EventKey>();
+        let cost = u32::try_from(bytes.clamp(1, self.room_bytes)).unwrap_or(u32::MAX);
+        let room = Arc::clone(&self.room).acquire_many_owned(cost).await.map_err(|_| IntakeError::Stopped)?;
+        self.enqueue(input, none, (Vec::new(), Some(rows)), historical, room).await
     }
 
     /// Submits, or says at once that the queue is full.
@@ -89,19 +112,19 @@ impl Intake {
     /// As [`Intake::submit`].
     pub async fn try_submit(&self, input: &InputName, usage: UsageBatch) -> Result<Receipt, IntakeError> {
         let room = Arc::clone(&self.room).try_acquire_many_owned(self.cost(&usage)).map_err(|_| IntakeError::Full)?;
-        self.enqueue(input, usage, Vec::new(), false, room).await
+        self.enqueue(input, usage, (Vec::new(), None), false, room).await
     }
 
     async fn enqueue(
         &self,
         input: &InputName,
         usage: UsageBatch,
-        claims: Vec<FileClaim>,
+        (claims, adopted): (Vec<FileClaim>, Option<AdoptedRows>),
         historical: bool,
         room: OwnedSemaphorePermit,
     ) -> Result<Receipt, IntakeError> {
         let (reply, answer) = oneshot::channel();
-        let submission = Submission { input: Arc::clone(input), usage, claims, historical, reply, room };
+        let submission = Submission { input: Arc::clone(input), usage, claims, adopted, historical, reply, room };
         self.queue.send(submission).await.map_err(|_| IntakeError::Stopped)?;
         answer.await.map_err(|_| IntakeError::Stopped)?
     }

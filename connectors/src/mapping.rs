@@ -2,8 +2,10 @@
 
 use std::collections::BTreeMap;
 
+use arrow::datatypes::Schema;
 use jiff::civil::DateTime;
 use jiff::tz::TimeZone;
+use ratemill_schemas::adopted::{AdoptedColumns, TextSource};
 use ratemill_schemas::time::parse_instant;
 use ratemill_schemas::{Decimal, UsageSchema, windows};
 use serde::Deserialize;
@@ -266,6 +268,37 @@ impl Mapping {
                 FieldRef::Constant { .. } => None,
             })
             .collect()
+    }
+
+    /// How a Parquet file with these columns is adopted as it is; `None` where its rows have to be read one by one.
+    pub(crate) fn adopted(&self, file: &Schema, usage: &UsageSchema) -> Option<AdoptedColumns> {
+        let text = |reference: &FieldRef| match reference {
+            FieldRef::Field(name) => TextSource::Column(name.clone()),
+            FieldRef::Constant { constant } => TextSource::Constant(constant.clone()),
+        };
+        let column = |reference: &FieldRef| match reference {
+            FieldRef::Field(name) => Some(name.clone()),
+            FieldRef::Constant { .. } => None,
+        };
+        let is_there = |name: &String| file.field_with_name(name).is_ok();
+        let mut dimensions = Vec::new();
+        for (name, references) in self.dimension_names.iter().zip(&self.dimensions) {
+            let columns = references.iter().map(column).collect::<Option<Vec<String>>>()?;
+            dimensions.extend(columns.into_iter().find(is_there).map(|column| (name.clone(), column)));
+        }
+        let [quantity] = self.quantity.as_slice() else { return None };
+        let columns = AdoptedColumns {
+            source: text(&self.source),
+            id: column(self.id.as_ref()?)?,
+            meter: text(&self.meter),
+            subject: text(&self.subject),
+            time: column(&self.time)?,
+            end: Some(column(&self.end)?).filter(is_there),
+            quantity: column(quantity)?,
+            dimensions,
+        };
+        let as_it_is = self.amended.is_none() && self.identity.is_empty() && matches!(self.times, Times::Rfc3339);
+        (as_it_is && columns.fit(file, usage)).then_some(columns)
     }
 
     /// Whether a field of this name feeds a column, so that it is no attribute.

@@ -3,20 +3,21 @@
 //! Whatever waits in the queue is written as one group with one sync; a lone submission is written at once.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
 use arrow::array::{BooleanArray, RecordBatch};
 use arrow::compute::{concat_batches, filter_record_batch};
-use ratemill_connectors::{IntakeError, Receipt, Submission};
+use ratemill_connectors::{AdoptedRows, IntakeError, Receipt, Submission};
 use ratemill_schemas::changes::ChangeKey;
 use ratemill_schemas::files::FileClaim;
 use ratemill_schemas::rejected::to_batch;
 use ratemill_schemas::{EventHasher, EventKey, Rejection, UsageSchema, Verdict, time};
 use tokio::sync::{Notify, mpsc};
 
-use crate::dedup::DedupIndex;
-use crate::log::{Frame, InputProgress, LogError, LogWriter};
+use crate::adopted::Part;
+use crate::dedup::{Admission, DedupIndex};
+use crate::log::{Frame, InputProgress, LogError, LogWriter, LoggedFile};
 
 /// Rows of one group.
 const GROUP_ROWS: usize = 100_000;
@@ -34,6 +35,15 @@ pub struct CaptureProgress {
     pub drained: AtomicI64,
     /// Rung after each group.
     pub grown: Notify,
+    /// Keys of adopted files that are not in the lake yet, by the position of the first row.
+    adopted_keys: Mutex<HashMap<i64, Vec<EventKey>>>,
+}
+
+impl CaptureProgress {
+    /// Hands over the keys of the adopted file at `position`; none after a restart.
+    pub fn take_adopted_keys(&self, position: i64) -> Option<Vec<EventKey>> {
+        self.adopted_keys.lock().unwrap_or_else(PoisonError::into_inner).remove(&position)
+    }
 }
 
 /// The capture thread's state.
@@ -99,10 +109,11 @@ impl Capture {
         let mut changes: Vec<RecordBatch> = Vec::new();
         let mut rejections: Vec<(Arc<str>, Rejection)> = Vec::new();
         let mut claims: Vec<FileClaim> = Vec::new();
+        let mut adopted: Vec<(LoggedFile, Vec<EventKey>)> = Vec::new();
         let mut inputs: HashMap<Arc<str>, Option<i64>> = HashMap::new();
         let mut duplicates = 0;
         for mut submission in group {
-            let verdicts = self.verdicts(&submission, &mut rejections)?;
+            let mut verdicts = self.verdicts(&submission, &mut rejections)?;
             duplicates += verdicts.iter().filter(|verdict| **verdict == Verdict::Duplicate).count();
             for rejection in std::mem::take(&mut submission.usage.rejections) {
                 let key = EventKey {
@@ -119,6 +130,10 @@ impl Capture {
             batches.extend(accepted(&submission.usage.batch, of_usage).map_err(|source| self.arrow(source))?);
             if let Some(batch) = &submission.usage.changes {
                 changes.extend(accepted(batch, of_changes).map_err(|source| self.arrow(source))?);
+            }
+            if let Some(rows) = submission.adopted.take() {
+                verdicts = self.adopt(&submission.input, rows, &mut adopted)?;
+                duplicates += verdicts.iter().filter(|verdict| **verdict == Verdict::Duplicate).count();
             }
             claims.append(&mut submission.claims);
             let time_max = submission.usage.time_max.filter(|_| !submission.historical);
@@ -141,16 +156,48 @@ impl Capture {
             Some(to_batch(rejections.iter().map(|(input, rejection)| (&**input, rejection))).map_err(|source| self.arrow(source))?)
         };
         let inputs = inputs.into_iter().map(|(input, time_max)| InputProgress { input: input.to_string(), time_max }).collect();
-        let mut frame = Frame::new(usage, rejected, duplicates, inputs, claims).with_changes(changes);
+        let (adopted, keys): (Vec<LoggedFile>, Vec<Vec<EventKey>>) = adopted.into_iter().unzip();
+        let mut frame = Frame::new(usage, rejected, duplicates, inputs, claims).with_changes(changes).with_adopted(adopted);
         if !frame.is_empty() {
-            let bytes = self.log.append(&mut frame, time::now(), self.progress.drained.load(Ordering::Acquire))?;
-            self.progress.undrained_bytes.fetch_add(bytes, Ordering::AcqRel);
+            self.log.append(&mut frame, time::now(), self.progress.drained.load(Ordering::Acquire))?;
+            self.hand_over(&frame, keys);
+            self.progress.undrained_bytes.fetch_add(frame.weight(), Ordering::AcqRel);
             self.progress.position.store(self.log.position(), Ordering::Release);
             self.progress.grown.notify_one();
             metrics::histogram!("ratemill_log_commit_duration_seconds").record(started.elapsed());
         }
         self.answer(pending);
         Ok(())
+    }
+
+    /// Makes the rows of a file known, and adds it to the files of the frame unless none of them is new.
+    fn adopt(
+        &mut self,
+        input: &str,
+        rows: AdoptedRows,
+        adopted: &mut Vec<(LoggedFile, Vec<EventKey>)>,
+    ) -> Result<Vec<Verdict>, LogError> {
+        let AdoptedRows { file, mut keys } = rows;
+        let Admission::Admitted(left_out) = self.dedup.admit(&keys)? else { return Ok(vec![Verdict::Conflict]) };
+        let verdicts = vec![Verdict::Duplicate; left_out.len()];
+        count(input, "accepted", keys.len() - left_out.len());
+        if left_out.len() < keys.len() {
+            let mut known = left_out.iter().copied().peekable();
+            let mut row = 0;
+            keys.retain(|_| {
+                let is_new = known.next_if_eq(&row).is_none();
+                row += 1;
+                is_new
+            });
+            adopted.push((LoggedFile { file, left_out }, keys));
+        }
+        Ok(verdicts)
+    }
+
+    /// Keys of adopted files wait for their epoch, which would have to read the files again else.
+    fn hand_over(&self, frame: &Frame, keys: Vec<Vec<EventKey>>) {
+        let mut waiting = self.progress.adopted_keys.lock().unwrap_or_else(PoisonError::into_inner);
+        waiting.extend(Part::of_frame(&frame.header).iter().map(|part| part.position).zip(keys));
     }
 
     fn verdicts(&mut self, submission: &Submission, rejections: &mut Vec<(Arc<str>, Rejection)>) -> Result<Vec<Verdict>, LogError> {
@@ -209,7 +256,8 @@ impl Capture {
 }
 
 fn weigh(submission: &Submission) -> (usize, usize) {
-    (submission.usage.records(), submission.usage.batch.get_array_memory_size())
+    let keys = submission.adopted.as_ref().map_or(0, |adopted| adopted.keys.len());
+    (submission.usage.records() + keys, submission.usage.batch.get_array_memory_size())
 }
 
 fn count(input: &str, outcome: &'static str, events: usize) {

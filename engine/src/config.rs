@@ -224,6 +224,8 @@ pub struct Limits {
     pub query_time: String,
     /// Largest Parquet file of a drop.
     pub file_size: String,
+    /// Smallest Parquet file that is kept as it is, where its columns allow it, in place of writing its rows again.
+    pub adopted_size: String,
 }
 
 impl Default for Limits {
@@ -236,6 +238,7 @@ impl Default for Limits {
             query_memory: "2 GiB".to_owned(),
             query_time: "60 seconds".to_owned(),
             file_size: "2 GiB".to_owned(),
+            adopted_size: "8 MiB".to_owned(),
         }
     }
 }
@@ -271,6 +274,8 @@ pub struct Settings {
     pub query_time: i64,
     /// Bytes of a Parquet file.
     pub file_bytes: u64,
+    /// Smallest Parquet file that is adopted.
+    pub adopted_bytes: u64,
     /// How far ahead of the clock an event may be dated, µs.
     pub future_skew: i64,
     record_bytes: usize,
@@ -351,6 +356,7 @@ impl Settings {
             query_bytes: size("limits.query_memory", &limits.query_memory)?,
             query_time: duration("limits.query_time", &limits.query_time)?,
             file_bytes: bytes("limits.file_size", &limits.file_size)?,
+            adopted_bytes: bytes("limits.adopted_size", &limits.adopted_size)?,
             future_skew: duration("limits.future_skew", &limits.future_skew)?,
             record_bytes: size("limits.record_size", &limits.record_size)?,
             folder: folder.to_owned(),

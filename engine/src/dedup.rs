@@ -5,6 +5,7 @@
 //! sorted files (`aged_run`), which are looked up on disk (`aged`) behind a filter in memory (`filter`). All files are a cache
 //! that can be made again from the `usage` and `rejected` tables: a start that misses one, or finds one damaged, says so.
 
+mod admit;
 mod aged;
 mod aged_run;
 mod arrivals;
@@ -23,6 +24,7 @@ use std::sync::mpsc::sync_channel;
 
 use ratemill_schemas::{EventKey, Verdict};
 
+pub use self::admit::Admission;
 use self::aged::AgedKeys;
 use self::aged_run::AgedRun;
 use self::arrivals::Arrivals;

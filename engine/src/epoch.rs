@@ -3,6 +3,7 @@
 //! A manifest is written before any work and read again by a retry, so that a crash at any moment repeats the same
 //! epoch. Every commit carries the epoch's number as an application transaction and happens once.
 
+mod adopting;
 mod audit;
 mod books;
 mod changes;

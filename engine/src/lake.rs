@@ -138,6 +138,18 @@ impl Lake {
         (url, Arc::clone(&self.location.store))
     }
 
+    /// The store, and the lake's root in it.
+    #[must_use]
+    pub fn root(&self) -> (Arc<dyn ObjectStore>, Path) {
+        (Arc::clone(&self.location.store), self.location.path.clone())
+    }
+
+    /// The store and the path in it of an object below the lake's root.
+    #[must_use]
+    pub fn object(&self, name: &str) -> (Arc<dyn ObjectStore>, Path) {
+        (Arc::clone(&self.location.store), self.location.child(name))
+    }
+
     /// Checks that the store refuses to create a file twice, on which every commit rests.
     ///
     /// # Errors

@@ -6,6 +6,7 @@
 //! reads charges and invoice lines as of the last completed epoch.
 #![warn(missing_docs)]
 
+pub mod adopted;
 pub mod api;
 pub mod capture;
 pub mod cli;

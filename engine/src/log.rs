@@ -7,7 +7,7 @@ mod frame;
 mod reader;
 mod writer;
 
-pub use frame::{Frame, FrameHeader, InputProgress};
+pub use frame::{Frame, FrameHeader, InputProgress, LoggedFile};
 pub use reader::{LogScan, read_range, scan};
 pub use writer::{LogWriter, trim};
 

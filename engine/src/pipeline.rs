@@ -11,7 +11,7 @@ use datafusion::execution::SendableRecordBatchStream;
 use datafusion::prelude::{Expr, SessionContext, col, lit};
 use futures::TryStreamExt;
 use ratemill_connectors::Intake;
-use ratemill_connectors::files::{Claims, FileReader, FilesConfig};
+use ratemill_connectors::files::{Adoption, Claims, FileReader, FilesConfig};
 use ratemill_rules::session::SessionLimits;
 use ratemill_rules::{Diagnostics, RuleProject};
 use ratemill_schemas::changes::ChangeKey;
@@ -19,6 +19,7 @@ use ratemill_schemas::files::{FileClaim, FileState};
 use ratemill_schemas::invoicing::InvoicingCalendar;
 use ratemill_schemas::{EventKey, changes, time, windows};
 
+use crate::adopted::{self, Adopted, Part};
 use crate::capture::{Capture, CaptureProgress};
 use crate::config::{ConfigError, Settings};
 use crate::dedup::DedupIndex;
@@ -26,7 +27,7 @@ use crate::epoch::{Completion, EpochError, EpochSetup, Epochs, LedgerAudit, fram
 use crate::installation::Installation;
 use crate::lake::owner::Ownership;
 use crate::lake::{Lake, LakeError, LakeTable};
-use crate::log::{self, LogError, LogWriter};
+use crate::log::{self, Frame, LogError, LogWriter};
 
 /// Positions of the log whose event ids are read back from the lake at once, when the index has to be made again.
 const REBUILT_TOGETHER: i64 = 1 << 22;
@@ -101,8 +102,11 @@ impl Pipeline {
         let mut keys: Vec<EventKey> = Vec::new();
         for frame in &tail {
             frame_keys(frame, &settings.schema, &installation.hasher(), &mut keys).map_err(columns)?;
+            for part in Part::of_frame(&frame.header) {
+                keys.extend(adopted::keys(&lake, &part, &settings.schema, &installation.hasher()).await.map_err(query)?);
+            }
         }
-        progress.undrained_bytes.store(tail.iter().map(|frame| frame.bytes).sum(), Ordering::Release);
+        progress.undrained_bytes.store(tail.iter().map(Frame::weight).sum(), Ordering::Release);
         dedup.insert_all(keys.into_iter());
         dedup.keep(settings.dedup_horizon)?;
         let mut claims = taken_files(&lake, &settings).await?;
@@ -155,8 +159,10 @@ impl Pipeline {
     /// [`OpenError::Connector`].
     pub fn file_reader(&self, config: &FilesConfig) -> Result<FileReader, OpenError> {
         let context = self.settings.decode_context(self.installation.hasher());
-        FileReader::new(config, context, self.intake.clone(), self.settings.file_bytes)
-            .map_err(|error| OpenError::Connector(error.to_string()))
+        let reader = FileReader::new(config, context, self.intake.clone(), self.settings.file_bytes)
+            .map_err(|error| OpenError::Connector(error.to_string()))?;
+        let (store, root) = self.epochs.lake_root();
+        Ok(reader.adopting(Adoption { store, root, bytes_min: self.settings.adopted_bytes }))
     }
 
     /// The claims of the drop `name`, by path.
@@ -242,7 +248,7 @@ async fn open_index(
 /// Writes the files of the index from `usage` and `rejected`, a range of positions at a time: memory does not grow with
 /// the lake.
 async fn rebuild(lake: &Lake, settings: &Settings, installation: &Installation, completion: &Completion) -> Result<(), OpenError> {
-    let [usage, rejected, _, _, changes] = table_specs(&settings.schema);
+    let [usage, rejected, _, _, changes, adopted] = table_specs(&settings.schema);
     let versions = &completion.versions;
     let mut tables = Vec::new();
     for (spec, version, logged_at) in
@@ -252,6 +258,10 @@ async fn rebuild(lake: &Lake, settings: &Settings, installation: &Installation, 
             tables.push((table.at_version(version).await?, spec, logged_at));
         }
     }
+    let adopted = match LakeTable::open(lake, adopted.name, adopted.partitions).await? {
+        Some(table) => Some(Adopted::load(&reading(lake), lake, &table.at_version(versions.adopted).await?).await.map_err(query)?),
+        None => None,
+    };
     let (folder, hasher, end) = (installation.dedup_folder(), installation.hasher(), completion.state.position);
     let aged_before = time::now().saturating_sub(settings.dedup_horizon);
     let (mut from, mut aged) = (0, true);
@@ -261,7 +271,8 @@ async fn rebuild(lake: &Lake, settings: &Settings, installation: &Installation, 
         for (table, spec, logged_at) in &tables {
             let range = col("log_position").gt_eq(lit(from));
             let range = if to < end { range.and(col("log_position").lt(lit(to))) } else { range };
-            let mut batches = scan(lake, table, &spec.schema, Some(range)).await?;
+            let adopted = adopted.as_ref().filter(|_| spec.name == "usage");
+            let mut batches = scan(lake, (table, adopted), &spec.schema, Some(range)).await?;
             while let Some(batch) = batches.try_next().await.map_err(query)? {
                 match spec.name {
                     "usage" => keys.extend(settings.schema.keys(&batch, &hasher).map_err(columns)?),
@@ -292,24 +303,31 @@ async fn read_all(
     table: &LakeTable,
     columns: &arrow::datatypes::SchemaRef,
 ) -> Result<Vec<arrow::array::RecordBatch>, OpenError> {
-    scan(lake, table, columns, None).await?.try_collect().await.map_err(query)
+    scan(lake, (table, None), columns, None).await?.try_collect().await.map_err(query)
 }
 
-/// The rows of a table that fit `filter`, in those of `columns` that it has.
-async fn scan(
-    lake: &Lake,
-    table: &LakeTable,
-    columns: &arrow::datatypes::SchemaRef,
-    filter: Option<Expr>,
-) -> Result<SendableRecordBatchStream, OpenError> {
+/// A session that reads the lake.
+fn reading(lake: &Lake) -> SessionContext {
     let context = SessionContext::new();
     let (authority, store) = lake.root_store();
     context.runtime_env().register_object_store(&authority, store);
+    context
+}
+
+/// The rows of a table that fit `filter`, and of adopted files, in those of `columns` that it has.
+async fn scan(
+    lake: &Lake,
+    (table, adopted): (&LakeTable, Option<&Adopted>),
+    columns: &arrow::datatypes::SchemaRef,
+    filter: Option<Expr>,
+) -> Result<SendableRecordBatchStream, OpenError> {
+    let context = reading(lake);
     let stream = async {
         let present = table.schema().map_err(|error| datafusion::error::DataFusionError::External(error.into()))?;
         let provider = table.provider().map_err(|error| datafusion::error::DataFusionError::External(error.into()))?;
         let names: Vec<&str> =
             columns.fields().iter().map(|field| field.name().as_str()).filter(|name| present.field_with_name(name).is_ok()).collect();
+        let provider = adopted.map_or_else(|| Arc::clone(&provider), |adopted| adopted.over(Arc::clone(&provider)));
         let rows = context.read_table(provider)?;
         let rows = match filter {
             Some(filter) => rows.filter(filter)?,

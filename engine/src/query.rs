@@ -15,6 +15,7 @@ use ratemill_rules::session::{SessionLimits, runtime};
 use ratemill_rules::{Diagnostics, ReferenceData, functions};
 use ratemill_schemas::{Decimal, Rounding};
 
+use crate::adopted::Adopted;
 use crate::config::{ConfigError, Settings};
 use crate::epoch::{Changes, ClosedPeriod, latest_completion, table_specs};
 use crate::lake::{Lake, LakeError, LakeTable};
@@ -65,22 +66,30 @@ impl Reader {
         context.runtime_env().register_object_store(&authority, store);
         let versions = completion.versions;
         let mut changes = Changes::default();
+        let mut adopted = None;
         for (spec, version) in table_specs(&settings.schema).into_iter().zip([
             versions.usage,
             versions.rejected,
             versions.files,
             versions.charges,
             versions.changes,
+            versions.adopted,
         ]) {
             if let Some(table) = LakeTable::open(&lake, spec.name, spec.partitions).await? {
                 let table = table.at_version(version).await?;
                 if spec.name == "changes" {
                     changes = Changes::load(&context, &table, &settings.schema, &completion.state.waiting).await?;
                 }
+                if spec.name == "adopted" {
+                    adopted = Some(Adopted::load(&context, &lake, &table).await?);
+                }
                 context.register_table(spec.name, table.provider()?)?;
             }
         }
-        if let Ok(usage) = context.table_provider("usage").await {
+        if let Ok(stored) = context.table_provider("usage").await {
+            let usage = adopted.map_or_else(|| Arc::clone(&stored), |adopted| adopted.over(Arc::clone(&stored)));
+            context.deregister_table("usage")?;
+            context.register_table("usage", Arc::clone(&usage))?;
             context.register_table("effective_usage", changes.over(usage)?)?;
         }
         let reference = ReferenceData::load(&folder.join("reference"), "", &mut Diagnostics::default());

@@ -5,6 +5,7 @@
 //! Nothing here does I/O and nothing here knows `DataFusion`.
 #![warn(missing_docs)]
 
+pub mod adopted;
 mod billing_periods;
 pub mod changes;
 pub mod charges;
@@ -19,6 +20,7 @@ pub mod time;
 pub mod usage;
 pub mod windows;
 
+pub use adopted::{AdoptedColumns, AdoptedFile};
 pub use billing_periods::{BillingPeriod, BillingPeriods, ContractTerms, MovedSubject};
 pub use decimal::{Decimal, DecimalError};
 pub use identity::{EventHasher, EventKey, Verdict};

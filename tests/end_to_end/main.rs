@@ -1,6 +1,7 @@
 //! Ratemill as its users meet it: the program itself, real brokers, real object storage, other people's readers.
 #![allow(clippy::unwrap_used)]
 
+mod adopted;
 mod audit;
 mod bad_input;
 mod batch;

@@ -14,13 +14,14 @@ use ratemill_schemas::files::{FileClaim, FileState};
 use ratemill_schemas::{Reason, Rejection, UsageBatch};
 use tokio::sync::mpsc;
 
+use super::adoption::Adoption;
 use super::chunks::{self, Chunk, Rows};
 use super::config::{Compression, FileFormat, FilesConfig, FilesError, Records, of_name};
 use super::etag;
 use crate::decode::csv::Header;
 use crate::decode::ndjson::Shape;
 use crate::decode::{DecodeContext, csv, ndjson, parquet as parquet_rows};
-use crate::intake::{InputName, Intake, IntakeError};
+use crate::intake::{AdoptedRows, InputName, Intake, IntakeError, Receipt};
 use crate::mapping::Mapping;
 
 /// Chunks that are decoded or wait for the log at once.
@@ -81,14 +82,16 @@ pub struct FileReader {
     historical: bool,
     file_bytes_max: u64,
     rows_read: Arc<AtomicU64>,
+    /// Where Parquet files are adopted; nowhere, where all rows go through the log.
+    pub(super) adoption: Option<Adoption>,
 }
 
 /// What a file brought.
 #[derive(Debug, Default)]
-struct Tally {
-    rows: u64,
-    rejected: u64,
-    time_max: Option<i64>,
+pub(super) struct Tally {
+    pub(super) rows: u64,
+    pub(super) rejected: u64,
+    pub(super) time_max: Option<i64>,
 }
 
 impl FileReader {
@@ -117,7 +120,14 @@ impl FileReader {
             historical: config.historical,
             file_bytes_max,
             rows_read: Arc::default(),
+            adoption: None,
         })
+    }
+
+    /// The same reader, which adopts large Parquet files.
+    #[must_use]
+    pub fn adopting(self, adoption: Adoption) -> Self {
+        Self { adoption: Some(adoption), ..self }
     }
 
     /// Name of the drop.
@@ -195,6 +205,16 @@ impl FileReader {
         }
     }
 
+    /// Submits a file that is usage as it is.
+    pub(super) async fn submit_adopted(&self, none: UsageBatch, rows: AdoptedRows) -> Result<Receipt, IntakeError> {
+        self.intake.adopt(&self.input, none, rows, self.historical).await
+    }
+
+    /// Counts rows for the progress bar.
+    pub(super) fn count_rows(&self, rows: u64) {
+        self.rows_read.fetch_add(rows, Ordering::Relaxed);
+    }
+
     async fn read(&self, store: &dyn ObjectStore, file: &ObjectMeta, path: &str, tally: &mut Tally) -> Result<String, FileError> {
         let Some((format, compression)) = of_name(path, self.format) else {
             let message =
@@ -209,7 +229,7 @@ impl FileReader {
         }
     }
 
-    fn mapping(&self) -> Result<&Mapping, FileError> {
+    pub(super) fn mapping(&self) -> Result<&Mapping, FileError> {
         self.plain.as_ref().map_err(|message| FileError::Refused { reason: Reason::MissingId, message: message.clone() })
     }
 
@@ -289,7 +309,7 @@ impl FileReader {
         if tally.rows > 0 {
             self.submit(usage, Vec::new()).await?;
         }
-        self.rows_read.fetch_add(tally.rows, Ordering::Relaxed);
+        self.count_rows(tally.rows);
         Ok(tally)
     }
 
@@ -315,8 +335,12 @@ impl FileReader {
             reason: Reason::FileUnreadable,
             message: format!("not a readable Parquet file: {error}"),
         };
-        let builder = ParquetRecordBatchReaderBuilder::try_new(Bytes::from(bytes)).map_err(unreadable)?;
+        let bytes = Bytes::from(bytes);
+        let builder = ParquetRecordBatchReaderBuilder::try_new(bytes.clone()).map_err(unreadable)?;
         parquet_rows::check(builder.schema(), self.mapping()?).map_err(|(reason, message)| FileError::Refused { reason, message })?;
+        if compression == Compression::None && self.adopt(&bytes, &hash, tally).await? {
+            return Ok(hash);
+        }
         let mut batches = builder.with_batch_size(PARQUET_ROWS).build().map_err(unreadable)?;
         let mut under_way = FuturesOrdered::new();
         let mut row = 1;
@@ -367,7 +391,7 @@ impl FileReader {
 }
 
 impl Tally {
-    fn add(&mut self, other: &Self) {
+    pub(super) fn add(&mut self, other: &Self) {
         self.rows += other.rows;
         self.rejected += other.rejected;
         self.time_max = self.time_max.max(other.time_max);

@@ -8,6 +8,7 @@ use std::time::Duration;
 use arrow::array::AsArray;
 use arrow::datatypes::Decimal128Type;
 use clap::Args;
+use futures::StreamExt;
 use indicatif::{ProgressBar, ProgressStyle};
 use object_store::local::LocalFileSystem;
 use object_store::path::Path as StorePath;
@@ -146,46 +147,72 @@ impl Rate {
     }
 }
 
-/// Takes the files one after the other, with a progress bar.
+/// Files that are read at once: while one is looked through, the next waits for the disk.
+const FILES_AT_ONCE: usize = 2;
+
+/// What became of a file.
+enum Outcome {
+    Taken,
+    TakenBefore,
+    Refused(String),
+}
+
+/// Takes the files, with a progress bar.
 async fn capture(reader: FileReader, claims: Claims, files: Vec<PathBuf>) -> Result<(), Failure> {
-    let store = LocalFileSystem::new();
     let bar = progress_bar(files.len());
     let rows = reader.rows_read();
+    let ticking = {
+        let (bar, rows) = (bar.clone(), Arc::clone(&rows));
+        tokio::spawn(async move {
+            loop {
+                bar.set_prefix(format!("{} rows", rows.load(Ordering::Relaxed)));
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        })
+    };
+    let (claims, count) = (Arc::new(claims), files.len());
+    let shown = bar.clone();
+    let read = move |file| take(reader.clone(), Arc::clone(&claims), file, shown.clone());
+    let mut under_way = futures::stream::iter(files).map(read).buffered(FILES_AT_ONCE);
     let mut taken = 0;
     let mut refused = Vec::new();
-    for file in &files {
-        bar.set_message(file.file_name().unwrap_or_default().to_string_lossy().into_owned());
-        let (meta, path) = meta(&store, file).await?;
-        let etag = meta.e_tag.clone().unwrap_or_default();
-        if claims.get(&path).is_some_and(|claims| claims.iter().any(|claim| claim.etag == etag)) {
-            eprintln!("{path} was taken before");
-        } else {
-            let ticking = {
-                let (bar, rows) = (bar.clone(), Arc::clone(&rows));
-                tokio::spawn(async move {
-                    loop {
-                        bar.set_prefix(format!("{} rows", rows.load(Ordering::Relaxed)));
-                        tokio::time::sleep(Duration::from_millis(100)).await;
-                    }
-                })
-            };
-            let claim = reader.take(&store, &meta, &path).await.map_err(Failure::failed)?;
-            ticking.abort();
-            taken += 1;
-            if claim.rows == 0 && claim.rejected > 0 {
-                refused.push(path.clone());
-            } else if claim.rejected > 0 {
-                eprintln!("{path}: {} of {} rows were rejected; see `ratemill rejected list`", claim.rejected, claim.rows);
+    while let Some(outcome) = under_way.next().await {
+        match outcome? {
+            Outcome::Taken => taken += 1,
+            Outcome::TakenBefore => {}
+            Outcome::Refused(path) => {
+                taken += 1;
+                refused.push(path);
             }
         }
         bar.inc(1);
     }
+    ticking.abort();
     bar.finish_and_clear();
-    eprintln!("{taken} of {} files taken, {} rows", files.len(), rows.load(Ordering::Relaxed));
+    eprintln!("{taken} of {count} files taken, {} rows", rows.load(Ordering::Relaxed));
     if refused.is_empty() {
         return Ok(());
     }
     Err(Failure::failed(format!("refused as a whole: {}; see `ratemill rejected list`", refused.join(", "))))
+}
+
+async fn take(reader: FileReader, claims: Arc<Claims>, file: PathBuf, bar: ProgressBar) -> Result<Outcome, Failure> {
+    bar.set_message(file.file_name().unwrap_or_default().to_string_lossy().into_owned());
+    let store = LocalFileSystem::new();
+    let (meta, path) = meta(&store, &file).await?;
+    let etag = meta.e_tag.clone().unwrap_or_default();
+    if claims.get(&path).is_some_and(|claims| claims.iter().any(|claim| claim.etag == etag)) {
+        eprintln!("{path} was taken before");
+        return Ok(Outcome::TakenBefore);
+    }
+    let claim = reader.take(&store, &meta, &path).await.map_err(Failure::failed)?;
+    if claim.rows == 0 && claim.rejected > 0 {
+        return Ok(Outcome::Refused(path));
+    }
+    if claim.rejected > 0 {
+        eprintln!("{path}: {} of {} rows were rejected; see `ratemill rejected list`", claim.rejected, claim.rows);
+    }
+    Ok(Outcome::Taken)
 }
 
 /// Name of the connector of files that no drop of the project reads.

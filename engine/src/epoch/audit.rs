@@ -22,6 +22,7 @@ use super::manifest::Completion;
 use super::rate::{Evaluated, Rating, closure, evaluate_apart};
 use super::run::{APPLICATION, EpochError, Tables, table_specs};
 use super::state::EngineState;
+use crate::adopted::Adopted;
 use crate::lake::{Lake, LakeError, LakeTable};
 use crate::ledger::net;
 
@@ -120,6 +121,7 @@ pub struct LedgerAudit {
     tables: Tables,
     /// Voids and amendments.
     changes: Changes,
+    adopted: Adopted,
     project: Arc<RuleProject>,
     schema: Arc<UsageSchema>,
     runtime: Arc<RuntimeEnv>,
@@ -150,22 +152,24 @@ impl LedgerAudit {
     ) -> Result<Self, EpochError> {
         let (versions, epoch) = (completion.versions, completion.epoch);
         let mut opened = Vec::new();
-        let numbers = [versions.usage, versions.rejected, versions.files, versions.charges, versions.changes];
+        let numbers = [versions.usage, versions.rejected, versions.files, versions.charges, versions.changes, versions.adopted];
         for (spec, version) in table_specs(&schema).into_iter().zip(numbers) {
             let missing = || LakeError::File { path: spec.name.to_owned(), message: "the table is not there".to_owned() };
             let table = LakeTable::open(&lake, spec.name, spec.partitions).await?.ok_or_else(missing)?;
             opened.push(table.before_number(&lake, version, APPLICATION, epoch).await?);
         }
-        let Ok([usage, rejected, files, charges, changes]) = <[LakeTable; 5]>::try_from(opened) else {
+        let Ok([usage, rejected, files, charges, changes, adopted]) = <[LakeTable; 6]>::try_from(opened) else {
             return Err(LakeError::File { path: "lake".to_owned(), message: "a table is not there".to_owned() }.into());
         };
         let runtime = runtime(&limits)?;
         let (authority, store) = lake.root_store();
         runtime.register_object_store(&authority, store);
         let (project, state) = (Arc::new(project), completion.state);
-        let in_force = Changes::load(&session(Arc::clone(&runtime), &limits), &changes, &schema, &state.waiting).await?;
-        let tables = Tables { usage, rejected, files, charges, changes };
-        Ok(Self { lake, tables, changes: in_force, project, schema, runtime, limits, calendar, state, epoch })
+        let context = session(Arc::clone(&runtime), &limits);
+        let in_force = Changes::load(&context, &changes, &schema, &state.waiting).await?;
+        let files_of_usage = Adopted::load(&context, &lake, &adopted).await?;
+        let tables = Tables { usage, rejected, files, charges, changes, adopted };
+        Ok(Self { lake, tables, changes: in_force, adopted: files_of_usage, project, schema, runtime, limits, calendar, state, epoch })
     }
 
     /// Rates every published window and compares.
@@ -259,7 +263,7 @@ impl LedgerAudit {
         };
         let windows: Vec<Window> = rated.iter().map(|rated| rated.window).collect::<BTreeSet<Window>>().into_iter().collect();
         let read = closure(project, rule);
-        let usage = self.changes.over(self.tables.usage.provider()?)?;
+        let usage = self.changes.over(self.adopted.over(self.tables.usage.provider()?))?;
         let evaluator = self.rating().evaluator(Arc::clone(project), usage, &read, &windows, &self.state, &Evaluated::new()).await?;
         let (fresh, errors) = evaluate_apart(&evaluator, rule, &windows).await;
         for (window, error) in errors {

@@ -6,6 +6,8 @@
 mod effective;
 mod lookup;
 
+pub(super) use effective::is_among;
+
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
@@ -19,6 +21,7 @@ use ratemill_schemas::time::instant_type;
 use ratemill_schemas::{UsageSchema, changes};
 use serde::{Deserialize, Serialize};
 
+use super::adopting::{parts_of, sought};
 use super::manifest::WindowTask;
 use super::run::{EpochError, Epochs};
 use super::state::EngineState;
@@ -35,11 +38,11 @@ pub struct EventId {
 }
 
 /// Identities by id, then source: a row is looked up without a copy of its texts.
-type Identities = HashMap<String, HashSet<String>>;
+pub(super) type Identities = HashMap<String, HashSet<String>>;
 
 /// Where an event is charged.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Place {
+pub(super) struct Place {
     meter: String,
     subject: String,
     time: i64,
@@ -173,7 +176,8 @@ impl Epochs {
         }
         let new = self.changes_of(epoch, frames)?;
         let mut wanted: BTreeSet<EventId> = new.iter().flat_map(targets).collect();
-        let arrived = arrived(usage, &wanted, &self.changes.waiting);
+        let mut arrived = arrived(usage, &wanted, &self.changes.waiting);
+        arrived.extend(self.arrived_adopted(&parts_of(frames), sought(&wanted, &self.changes.waiting)).await?);
         let mut effect = Effect { waiting: self.changes.waiting.clone(), ..Effect::default() };
         if wanted.is_empty() && arrived.is_empty() {
             return Ok(effect);
@@ -277,7 +281,7 @@ fn identities(batch: &RecordBatch, source: &str, id: &str) -> Vec<EventId> {
 }
 
 /// Identity and place of each row of usage.
-fn places(usage: &RecordBatch) -> Vec<(EventId, Place)> {
+pub(super) fn places(usage: &RecordBatch) -> Vec<(EventId, Place)> {
     let column = |name: &str| usage.column_by_name(name);
     let (Some(meters), Some(subjects), Some(times)) = (column("meter"), column("subject"), column("time")) else { return Vec::new() };
     let (meters, subjects) = (meters.as_string::<i32>(), subjects.as_string::<i32>());
@@ -288,13 +292,13 @@ fn places(usage: &RecordBatch) -> Vec<(EventId, Place)> {
 
 /// Of new usage, the events that are wanted or waited for.
 fn arrived(usage: &[RecordBatch], wanted: &BTreeSet<EventId>, waiting: &BTreeSet<EventId>) -> HashMap<EventId, Place> {
-    let mut sought = Identities::new();
-    for target in wanted.iter().chain(waiting) {
-        sought.entry(target.id.clone()).or_default().insert(target.source.clone());
+    let mut identities = Identities::new();
+    for target in sought(wanted, waiting) {
+        identities.entry(target.id.clone()).or_default().insert(target.source.clone());
     }
     let mut arrived = HashMap::new();
     for batch in usage {
-        for row in lookup::rows_among(batch, &sought) {
+        for row in lookup::rows_among(batch, &identities) {
             arrived.extend(places(&batch.slice(row, 1)));
         }
     }

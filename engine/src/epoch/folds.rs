@@ -11,6 +11,7 @@ use arrow::array::RecordBatch;
 use arrow::compute::concat_batches;
 use datafusion::catalog::TableProvider;
 use datafusion::common::ScalarValue;
+use datafusion::execution::SendableRecordBatchStream;
 use datafusion::execution::runtime_env::RuntimeEnv;
 use datafusion::prelude::{col, lit};
 use futures::TryStreamExt;
@@ -123,7 +124,12 @@ impl Folds {
         let in_time = col("time").gt_eq(instant(start)).and(col("time").lt(instant(end)));
         let in_log = col("log_position").gt_eq(lit(from)).and(col("log_position").lt(lit(to)));
         let context = session(Arc::clone(runtime), limits);
-        let mut stream = context.read_table(usage)?.filter(in_days.and(in_time).and(in_log))?.execute_stream().await?;
+        let stream = context.read_table(usage)?.filter(in_days.and(in_time).and(in_log))?.execute_stream().await?;
+        self.fold_stream(stream).await
+    }
+
+    /// Folds rows as they come; returns how many.
+    async fn fold_stream(&mut self, mut stream: SendableRecordBatchStream) -> Result<usize, EpochError> {
         let mut waiting: Vec<RecordBatch> = Vec::new();
         let (mut rows, mut events) = (0, 0);
         while let Some(batch) = stream.try_next().await? {
@@ -138,8 +144,15 @@ impl Folds {
         Ok(events + rows)
     }
 
-    /// Folds the usage of an epoch in, whose windows are open by `state`. A retry of the same epoch adds nothing.
-    pub(super) async fn follow(&mut self, from: i64, to: i64, usage: &[RecordBatch], state: &EngineState) -> Result<(), EpochError> {
+    /// Folds the usage of an epoch in, and that of files which it adopts, whose windows are open by `state`. A retry of the
+    /// same epoch adds nothing.
+    pub(super) async fn follow(
+        &mut self,
+        (from, to): (i64, i64),
+        usage: &[RecordBatch],
+        adopted: Option<SendableRecordBatchStream>,
+        state: &EngineState,
+    ) -> Result<(), EpochError> {
         if self.position == to || self.rules.is_empty() {
             return Ok(());
         }
@@ -155,6 +168,9 @@ impl Folds {
         // Who stops the epoch half-way must not find some of it folded.
         self.position = TORN;
         self.fold_all(usage).await?;
+        if let Some(adopted) = adopted {
+            self.fold_stream(adopted).await?;
+        }
         self.position = to;
         Ok(())
     }

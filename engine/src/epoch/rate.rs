@@ -81,7 +81,7 @@ impl Epochs {
             }
             let windows: Vec<Window> = tasks.iter().map(|task| task.window.window).collect::<BTreeSet<Window>>().into_iter().collect();
             let started = std::time::Instant::now();
-            let usage = changes_after.unwrap_or(&self.changes).over(self.tables.usage.provider()?)?;
+            let usage = changes_after.unwrap_or(&self.changes).over(self.usage()?)?;
             let evaluator = self.rating().evaluator(Arc::clone(&project), usage, &read, &windows, state, &evaluated).await?;
             let mut results = self.folded(&project, rule, &tasks, &evaluator).await;
             let rest: Vec<Window> = windows.iter().copied().filter(|window| !results.contains_key(window)).collect();

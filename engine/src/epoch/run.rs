@@ -14,8 +14,9 @@ use ratemill_rules::{RateError, Rule, RuleProject, RuleWindow};
 use ratemill_schemas::files;
 use ratemill_schemas::invoicing::InvoicingCalendar;
 use ratemill_schemas::windows::WindowError;
-use ratemill_schemas::{EventHasher, EventKey, UsageSchema, changes, charges, rejected, time};
+use ratemill_schemas::{EventHasher, EventKey, UsageSchema, adopted, changes, charges, rejected, time};
 
+use super::adopting::parts_of;
 use super::books::{check_books, claims_batch, frame_keys, merge_days};
 use super::changes::Changes;
 use super::due::{self, Finalize};
@@ -23,6 +24,7 @@ use super::folds::{Folds, tracked_version};
 use super::manifest::{Completion, Manifest, WindowTask, completion_name, encode, manifest_name, read};
 use super::moved::MovedSubjects;
 use super::state::{EngineState, TableVersions};
+use crate::adopted::Adopted;
 use crate::capture::CaptureProgress;
 use crate::dedup::DedupIndex;
 use crate::lake::owner::Ownership;
@@ -109,6 +111,14 @@ pub(super) struct Tables {
     pub(super) files: LakeTable,
     pub(super) charges: LakeTable,
     pub(super) changes: LakeTable,
+    pub(super) adopted: LakeTable,
+}
+
+impl Tables {
+    fn all_mut(&mut self) -> [&mut LakeTable; 6] {
+        let Self { usage, rejected, files, charges, changes, adopted } = self;
+        [usage, rejected, files, charges, changes, adopted]
+    }
 }
 
 /// Runs epochs, one after the other.
@@ -118,6 +128,7 @@ pub struct Epochs {
     pub(super) ownership: Ownership,
     pub(super) tables: Tables,
     pub(super) changes: Changes,
+    pub(super) adopted: Adopted,
     pub(super) project: Arc<RuleProject>,
     pub(super) schema: Arc<UsageSchema>,
     pub(super) state: EngineState,
@@ -186,7 +197,7 @@ pub struct EpochSetup {
 
 /// The specifications of the lake's tables.
 #[must_use]
-pub fn table_specs(schema: &UsageSchema) -> [TableSpec; 5] {
+pub fn table_specs(schema: &UsageSchema) -> [TableSpec; 6] {
     [
         TableSpec {
             name: "usage",
@@ -224,6 +235,7 @@ pub fn table_specs(schema: &UsageSchema) -> [TableSpec; 5] {
             partitions: &[],
             statistics: &["source", "id", "target_source", "target_id", "log_position"],
         },
+        TableSpec { name: "adopted", schema: adopted::schema(), partitions: &[], statistics: &["adopted_at", "content_hash", "log_position"] },
     ]
 }
 
@@ -234,30 +246,35 @@ impl Epochs {
     /// # Errors
     /// [`EpochError`].
     pub async fn open(lake: Lake, ownership: Ownership, completion: Option<Completion>, setup: EpochSetup) -> Result<Self, EpochError> {
-        let [usage, rejected, files, charges, changes] = table_specs(&setup.schema);
+        let [usage, rejected, files, charges, changes, adopted] = table_specs(&setup.schema);
         let mut tables = Tables {
             usage: LakeTable::open_or_create(&lake, &usage).await?,
             rejected: LakeTable::open_or_create(&lake, &rejected).await?,
             files: LakeTable::open_or_create(&lake, &files).await?,
             charges: LakeTable::open_or_create(&lake, &charges).await?,
             changes: LakeTable::open_or_create(&lake, &changes).await?,
+            adopted: LakeTable::open_or_create(&lake, &adopted).await?,
         };
         let generation = i64::try_from(ownership.generation()).unwrap_or(i64::MAX);
-        for table in [&mut tables.usage, &mut tables.rejected, &mut tables.files, &mut tables.charges, &mut tables.changes] {
+        for table in tables.all_mut() {
             table.append(&[], OWNER, generation).await?;
         }
-        let changes_version = completion.as_ref().map_or(0, |completion| completion.versions.changes);
+        let versions = completion.as_ref().map_or_else(TableVersions::default, |completion| completion.versions);
         let (last, state) = completion.map_or_else(|| (0, EngineState::default()), |completion| (completion.epoch, completion.state));
         let runtime = runtime(&setup.limits)?;
         let (authority, store) = lake.root_store();
         runtime.register_object_store(&authority, store);
-        let completed = tables.changes.clone().at_version(changes_version).await?;
-        let changes = Changes::load(&session(Arc::clone(&runtime), &setup.limits), &completed, &setup.schema, &state.waiting).await?;
+        let context = session(Arc::clone(&runtime), &setup.limits);
+        let completed = tables.changes.clone().at_version(versions.changes).await?;
+        let changes = Changes::load(&context, &completed, &setup.schema, &state.waiting).await?;
+        let completed = tables.adopted.clone().at_version(versions.adopted).await?;
+        let adopted = Adopted::load(&context, &lake, &completed).await?;
         let mut epochs = Self {
             lake,
             ownership,
             tables,
             changes,
+            adopted,
             project: Arc::new(setup.project),
             schema: setup.schema,
             state,
@@ -300,7 +317,7 @@ impl Epochs {
         let started = std::time::Instant::now();
         self.folds = Folds::plan(&self.project, &self.runtime, &self.limits).await;
         let checkpoint = self.folds.load(&self.lake, &self.state).await?;
-        let usage = self.changes.over(self.tables.usage.provider()?)?;
+        let usage = self.changes.over(self.usage()?)?;
         let events = self.folds.catch_up(usage, &self.state, checkpoint, (&self.runtime, &self.limits)).await?;
         tracing::info!(events, checkpoint, seconds = started.elapsed().as_secs(), "open windows are folded");
         Ok(())
@@ -312,6 +329,12 @@ impl Epochs {
     /// [`EpochError`].
     pub async fn save_checkpoint(&self) -> Result<(), EpochError> {
         if self.folds.position == self.state.position { self.folds.save(&self.lake).await } else { Ok(()) }
+    }
+
+    /// The store of the lake, and the lake's root in it.
+    #[must_use]
+    pub fn lake_root(&self) -> (Arc<dyn object_store::ObjectStore>, object_store::path::Path) {
+        self.lake.root()
     }
 
     /// The state after the last epoch.
@@ -401,6 +424,7 @@ impl Epochs {
         let batches = self.usage_of(epoch, frames)?;
         state.latest_event = state.latest_event.max(latest_time(&batches));
         let mut tasks = self.late(&mut state, watermark_before, &batches)?;
+        tasks.extend(self.late_adopted(&mut state, watermark_before, &parts_of(frames)).await?);
         let effect = self.effect_of(epoch, frames, &batches).await?;
         for task in self.changed(&mut state, watermark_before, to, effect)? {
             if !tasks.iter().any(|late| late.rule == task.rule && late.window == task.window) {
@@ -494,6 +518,8 @@ impl Epochs {
         if !changes.is_empty() {
             self.tables.changes.append(&changes, APPLICATION, epoch).await?;
         }
+        let parts = parts_of(frames);
+        self.store_adopted(epoch, &parts).await?;
         let changes_after = self.changes_after(epoch, &changes, &manifest.state.waiting)?;
         let claims = claims_batch(frames).map_err(arrow)?;
         if claims.num_rows() > 0 {
@@ -502,7 +528,10 @@ impl Epochs {
         tracing::debug!(epoch, elapsed = ?started.elapsed(), "usage stored");
         let mut state = manifest.state.clone();
         state.closed.extend(manifest.closing.clone());
-        self.folds.follow(manifest.from, manifest.to, &merged, &state).await?;
+        if !self.folds.rules.is_empty() {
+            let adopted = if parts.is_empty() { None } else { Some(self.whole_rows_of(&parts).await?) };
+            self.folds.follow((manifest.from, manifest.to), &merged, adopted, &state).await?;
+        }
         let mut failures = Vec::new();
         let postings = self.rate(&manifest, changes_after.as_ref(), &mut state, &mut failures).await?;
         if !postings.is_empty() {
@@ -520,7 +549,7 @@ impl Epochs {
         metrics::counter!("ratemill_epochs_total").increment(1);
         Ok(EpochReport {
             epoch,
-            usage: count(&usage),
+            usage: count(&usage) + parts.iter().map(|part| part.events()).sum::<usize>(),
             rejected: count(&rejected),
             changes: count(&changes),
             windows: manifest.tasks.len(),
@@ -546,6 +575,7 @@ impl Epochs {
                 files: self.tables.files.version(),
                 charges: self.tables.charges.version(),
                 changes: self.tables.changes.version(),
+                adopted: self.tables.adopted.version(),
             },
             state: state.clone(),
         };
@@ -562,11 +592,12 @@ impl Epochs {
             frame_keys(frame, &self.schema, &self.hasher, &mut keys)
                 .map_err(|source| EpochError::Arrow { epoch: manifest.epoch, source })?;
         }
+        self.keys_of_adopted(&parts_of(frames), &mut keys).await?;
         if manifest.to > manifest.from {
             let ingested_max = frames.iter().map(|frame| frame.header.ingested_at).max().unwrap_or_default();
             DedupIndex::save_run(&self.dedup_folder, manifest.from, manifest.to, ingested_max, &keys)?;
         }
-        let drained: u64 = frames.iter().map(|frame| frame.bytes).sum();
+        let drained: u64 = frames.iter().map(Frame::weight).sum();
         let _ =
             self.progress.undrained_bytes.fetch_update(Ordering::AcqRel, Ordering::Acquire, |bytes| Some(bytes.saturating_sub(drained)));
         self.progress.drained.store(manifest.to, Ordering::Release);

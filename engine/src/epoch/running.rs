@@ -14,12 +14,14 @@ use ratemill_rules::{Evaluator, Rule, RuleWindow, WindowCharges};
 use ratemill_schemas::Window;
 use ratemill_schemas::time::instant_type;
 
+use super::adopting::parts_of;
 use super::books::Grouped;
 use super::due;
 use super::finalized::Finalized;
 use super::manifest::WindowTask;
 use super::rate::{Evaluated, closure, depth};
 use super::run::{EpochError, Epochs};
+use crate::adopted::Part;
 use crate::log;
 
 impl Epochs {
@@ -37,7 +39,9 @@ impl Epochs {
         let touched = due::touched(&self.project.rules, &self.project.reference, &state, &self.moved, &batches)?;
         // What is late becomes a correction with the next epoch.
         due::note_usage(&mut state, touched, None);
-        let usage = effect.changes.as_ref().unwrap_or(&self.changes).over(self.usage_with(&tail)?)?;
+        let parts = parts_of(&frames);
+        self.late_adopted(&mut state, None, &parts).await?;
+        let usage = effect.changes.as_ref().unwrap_or(&self.changes).over(self.usage_with(&tail, parts.clone())?)?;
         // An epoch that failed may have folded its usage already.
         let folded_tail: Vec<_> = frames.iter().filter(|frame| frame.header.position >= self.folds.position).cloned().collect();
         let folded_tail = self.usage_of(self.last, &folded_tail)?;
@@ -64,7 +68,7 @@ impl Epochs {
             let read = closure(&self.project, rule);
             let evaluator =
                 self.rating().evaluator(Arc::clone(&self.project), Arc::clone(&usage), &read, &windows, &state, &evaluated).await?;
-            let charges = self.charges_now(rule, (&folded_tail, &effect.times), &windows, &evaluator).await?;
+            let charges = self.charges_now(rule, (&folded_tail, &effect.times, parts.is_empty()), &windows, &evaluator).await?;
             let of_contracts = open.iter().all(|rated| rated.contract_id.is_some());
             let charges: HashMap<Window, Grouped> =
                 charges.iter().map(|result| (result.window, Grouped::of_window(&result.charges, result.window, of_contracts))).collect();
@@ -85,16 +89,18 @@ impl Epochs {
         Ok(results)
     }
 
-    /// From the folded state and the usage after it; else from all usage, as where events of `moved` times are changed.
+    /// From the folded state and the usage after it; else from all usage, as where events of `moved` times are changed, or
+    /// files were adopted since.
     async fn charges_now(
         &self,
         rule: &Rule,
-        (tail, moved): (&[RecordBatch], &[i64]),
+        (tail, moved, is_whole): (&[RecordBatch], &[i64], bool),
         windows: &[Window],
         evaluator: &Evaluator,
     ) -> Result<Vec<WindowCharges>, EpochError> {
         let is_held = |window: &Window| self.folds.holds(rule, *window) && !moved.iter().any(|time| window.contains(*time));
-        if windows.iter().all(is_held)
+        if is_whole
+            && windows.iter().all(is_held)
             && let Some(Ok(charges)) = self.folds.evaluate_with(rule, tail, windows, evaluator).await
         {
             return Ok(charges);
@@ -102,15 +108,19 @@ impl Epochs {
         Ok(evaluator.evaluate(rule, windows).await?)
     }
 
-    /// The `usage` table and what came after it.
-    fn usage_with(&self, tail: &[RecordBatch]) -> Result<Arc<dyn TableProvider>, EpochError> {
-        let usage = self.tables.usage.provider()?;
-        if tail.is_empty() && self.unfinished.is_none() {
+    /// Usage in the lake and what came after it.
+    fn usage_with(&self, tail: &[RecordBatch], parts: Vec<Arc<Part>>) -> Result<Arc<dyn TableProvider>, EpochError> {
+        let usage = self.usage()?;
+        if tail.is_empty() && parts.is_empty() && self.unfinished.is_none() {
             return Ok(usage);
         }
         let context = session(Arc::clone(&self.runtime), &self.limits);
         // An epoch that is not completed may have stored its usage already.
-        let stored = context.read_table(usage)?.filter(col("log_position").lt(lit(self.state.position)))?;
+        let mut stored = context.read_table(usage)?.filter(col("log_position").lt(lit(self.state.position)))?;
+        if !parts.is_empty() {
+            let columns = Arc::new(stored.schema().as_arrow().clone());
+            stored = stored.union(context.read_table(Arc::new(self.adopted.rows(parts, columns)))?)?;
+        }
         let Some(first) = tail.first() else { return Ok(stored.into_view()) };
         let names: Vec<&str> = first.schema_ref().fields().iter().map(|field| field.name().as_str()).collect();
         let tail = concat_batches(&first.schema(), tail).map_err(|source| EpochError::Arrow { epoch: self.last, source })?;

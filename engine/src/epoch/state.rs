@@ -24,6 +24,9 @@ pub struct TableVersions {
     /// `changes`.
     #[serde(default)]
     pub changes: u64,
+    /// `adopted`.
+    #[serde(default)]
+    pub adopted: u64,
 }
 
 /// How far an input has come.

@@ -10,7 +10,7 @@ use arrow::error::ArrowError;
 use arrow::ipc::reader::StreamReader;
 use arrow::ipc::writer::StreamWriter;
 use ratemill_schemas::files::FileClaim;
-use ratemill_schemas::{UsageSchema, changes, rejected, time};
+use ratemill_schemas::{AdoptedFile, EventKey, UsageSchema, changes, rejected, time};
 use serde::{Deserialize, Serialize};
 
 pub(super) const MAGIC: &[u8; 4] = b"RMLG";
@@ -25,6 +25,15 @@ pub struct InputProgress {
     pub input: String,
     /// Its highest event time in the frame, µs UTC, if it moves a watermark.
     pub time_max: Option<i64>,
+}
+
+/// A file that a frame makes usage.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct LoggedFile {
+    /// The file.
+    pub file: AdoptedFile,
+    /// Its rows that are no usage, since their events were there before; ascending.
+    pub left_out: Vec<u32>,
 }
 
 /// The header of a frame.
@@ -47,6 +56,9 @@ pub struct FrameHeader {
     pub inputs: Vec<InputProgress>,
     /// Files whose rows are all at or before this frame.
     pub claims: Vec<FileClaim>,
+    /// Files that are usage as they are.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub adopted: Vec<LoggedFile>,
     usage_bytes: usize,
     rejected_bytes: usize,
     #[serde(default)]
@@ -57,7 +69,17 @@ impl FrameHeader {
     /// Position after the last record.
     #[must_use]
     pub fn end(&self) -> i64 {
+        self.adopted_from().saturating_add(i64::try_from(self.adopted_rows()).unwrap_or(i64::MAX))
+    }
+
+    /// Position of the first row of an adopted file: they come last.
+    #[must_use]
+    pub fn adopted_from(&self) -> i64 {
         self.position + i64::try_from(self.rows + self.rejected + self.changes + self.claims.len()).unwrap_or(i64::MAX)
+    }
+
+    fn adopted_rows(&self) -> u64 {
+        self.adopted.iter().map(|adopted| adopted.file.rows).sum()
     }
 }
 
@@ -97,6 +119,7 @@ impl Frame {
             ingested_at: 0,
             inputs,
             claims,
+            adopted: Vec::new(),
             usage_bytes: 0,
             rejected_bytes: 0,
             changes_bytes: 0,
@@ -110,6 +133,19 @@ impl Frame {
         self.changes = changes.filter(|batch| batch.num_rows() > 0);
         self.header.changes = self.changes.as_ref().map_or(0, RecordBatch::num_rows);
         self
+    }
+
+    /// The same frame with these adopted files.
+    #[must_use]
+    pub fn with_adopted(mut self, adopted: Vec<LoggedFile>) -> Self {
+        self.header.adopted = adopted;
+        self
+    }
+
+    /// What waits for the lake with it: its bytes, and the keys of adopted files, which are in memory till then.
+    #[must_use]
+    pub fn weight(&self) -> u64 {
+        self.bytes + self.header.adopted_rows() * size_of::<EventKey>() as u64
     }
 
     /// Whether there is anything to log.

@@ -58,8 +58,9 @@ impl LogWriter {
         let Some(segment) = &mut self.segment else { return Ok(0) };
         segment.file.write_all(&bytes).and_then(|()| segment.file.sync_data()).map_err(|error| LogError::io(&segment.path, error))?;
         segment.bytes += bytes.len() as u64;
+        frame.bytes = bytes.len() as u64;
         self.position = frame.header.end();
-        Ok(bytes.len() as u64)
+        Ok(frame.bytes)
     }
 
     fn open_segment(&self) -> Result<Segment, LogError> {

@@ -39,7 +39,7 @@ pub(super) fn usage(usage: Arc<dyn TableProvider>, changed: &Arc<Identities>, in
 }
 
 /// Whether the identity of a row is one of these.
-pub(super) fn is_among(identities: &Arc<Identities>) -> Expr {
+pub(in crate::epoch) fn is_among(identities: &Arc<Identities>) -> Expr {
     let among = IsAmong {
         signature: Signature::exact(vec![DataType::Utf8, DataType::Utf8], Volatility::Immutable),
         identities: Arc::clone(identities),

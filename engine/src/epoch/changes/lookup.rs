@@ -24,7 +24,7 @@ impl Epochs {
         let ids = among("id", sought.iter().map(|target| target.id.as_str()).collect());
         let Some(range) = sources.zip(ids).map(|(sources, ids)| sources.and(ids)) else { return Ok(HashMap::new()) };
         let found = session(Arc::clone(&self.runtime), &self.limits)
-            .read_table(self.tables.usage.provider()?)?
+            .read_table(self.usage()?)?
             .filter(range.and(effective::is_among(&Arc::new(identities))))?
             .select_columns(&["source", "id", "meter", "subject", "time"])?
             .collect()
