@@ -1,10 +1,12 @@
 //! The command line: output on stdout, everything else on stderr, exit codes that mean something.
 
+mod apply;
 mod audit;
 mod check;
 mod demo;
 mod explain;
 mod init;
+mod pending;
 mod period;
 mod rate;
 mod rejected;
@@ -65,6 +67,13 @@ enum Command {
     Period(period::Period),
     /// Rate every published window afresh and compare with the ledger; reads only, also while an engine runs.
     Audit(audit::Audit),
+    /// Show what published windows would be charged by the present rules and reference data; reads only, also while an engine
+    /// runs.
+    Pending(pending::Pending),
+    /// Post what `pending` shows as corrections, here or by the engine that runs.
+    Apply(apply::Apply),
+    /// Let the running engine read rules and reference data again, as SIGHUP does.
+    Reload(apply::Reload),
     /// Run the live engine with all connectors.
     Run(run::Run),
     /// Show how far the lake is: owner, last epoch, inputs, watermark, open windows.
@@ -180,6 +189,9 @@ pub fn main() -> ExitCode {
             Command::Rate(rate) => rate.run().await,
             Command::Period(period) => period.run().await,
             Command::Audit(audit) => audit.run().await,
+            Command::Pending(pending) => pending.run().await,
+            Command::Apply(apply) => apply.run().await,
+            Command::Reload(reload) => reload.run().await,
             Command::Run(run) => run.run().await,
             Command::Test(test) => test.run().await,
             Command::Sql(sql) => sql.run().await,

@@ -204,6 +204,9 @@ pub struct KeyConfig {
     /// Whether it may read charges, too; a meter's key must not.
     #[serde(default)]
     pub charges: bool,
+    /// Whether it may operate the engine: post pending changes, reload rules and reference data.
+    #[serde(default)]
+    pub operate: bool,
 }
 
 /// `[limits]`.
@@ -384,7 +387,7 @@ impl HttpConfig {
     /// What is wrong with a hash.
     pub fn api_keys(&self) -> Result<ApiKeys, String> {
         let keys: Result<Vec<ApiKey>, ApiKeyError> =
-            self.keys.iter().map(|key| Ok(ApiKey::new(&key.name, &key.sha256)?.reading(key.charges))).collect();
+            self.keys.iter().map(|key| Ok(ApiKey::new(&key.name, &key.sha256)?.reading(key.charges).operating(key.operate))).collect();
         keys.map(ApiKeys::new).map_err(|error| format!("http.keys: {error}"))
     }
 

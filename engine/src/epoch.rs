@@ -4,6 +4,7 @@
 //! epoch. Every commit carries the epoch's number as an application transaction and happens once.
 
 mod adopting;
+mod apply;
 mod audit;
 mod books;
 mod changes;
@@ -13,20 +14,25 @@ mod finalized;
 mod folds;
 mod manifest;
 mod moved;
+mod pending;
 mod periods;
 mod rate;
+mod reload;
 mod run;
 mod running;
 mod state;
 mod versions;
 
+pub use apply::{Applied, ApplyError, ApplyRequest};
 pub use audit::{AuditReport, Difference, LedgerAudit};
 pub(crate) use books::{frame_keys, rejection_keys};
 pub(crate) use changes::Changes;
 pub use changes::EventId;
 pub use due::Finalize;
 pub use manifest::{Completion, Manifest, latest_completion};
+pub use pending::{AmountChange, ChangeScope, PendingChanges, PendingWindow};
 pub use periods::{ClosedPeriod, Closing, PeriodError, WaitingWindows};
+pub use reload::Reloaded;
 pub use run::{EpochError, EpochReport, EpochSetup, Epochs, table_specs};
 pub use running::running_rows;
 pub use state::{EngineState, OpenWindow, TableVersions, Tracked};

@@ -1,5 +1,7 @@
 //! The live engine: connectors, epochs and the HTTP surface, until it is told to stop.
 
+mod commands;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,15 +12,18 @@ use ratemill_connectors::files::FileDrop;
 use ratemill_connectors::http::EventsState;
 use ratemill_connectors::mapping::Mapping;
 use ratemill_connectors::mqtt::Mqtt;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::api::{self, Health, Questions, RunningQuestion};
+pub use commands::{Command, Posted, Refusal, ReloadAnswer};
+
+use crate::api::{self, Health, Operations, Questions, RunningQuestion};
 use crate::capture::CaptureProgress;
 use crate::epoch::{EpochError, EpochReport, Epochs, Finalize, running_rows};
 use crate::lake::{LakeError, Location};
 use crate::pipeline::{OpenError, Pipeline};
+use commands::{COMMANDS, Commands, ProjectFiles};
 
 /// Time for connectors to finish what is under way.
 const DRAIN: Duration = Duration::from_secs(3);
@@ -32,7 +37,8 @@ const LAST_CHECKPOINT: Duration = Duration::from_secs(2);
 /// Questions that wait while an epoch runs.
 const QUESTIONS: usize = 64;
 
-/// Runs until `stop`; `listening` is told the address of the HTTP listener, `epoch` every report.
+/// Runs until `stop`; `listening` is told the address of the HTTP listener, `epoch` every report. At each `hangup` rules and
+/// reference data are read again.
 ///
 /// # Errors
 /// [`OpenError`] when a connector cannot start, or another process took the lake.
@@ -40,6 +46,7 @@ pub async fn run(
     mut pipeline: Pipeline,
     metrics: PrometheusHandle,
     stop: CancellationToken,
+    hangup: Arc<Notify>,
     listening: impl FnOnce(SocketAddr),
     mut epoch: impl FnMut(&EpochReport),
 ) -> Result<(), OpenError> {
@@ -53,7 +60,11 @@ pub async fn run(
     start_files(&pipeline, &connectors, &mut tasks)?;
     // Last, since the address is told: whoever reads it may send.
     let (questions, mut asked) = mpsc::channel(QUESTIONS);
-    start_http(&pipeline, metrics, &ready, questions, &connectors, &mut tasks, listening).await?;
+    let (operations, queue) = mpsc::channel(COMMANDS);
+    let (rules, names) = watch::channel(pipeline.epochs.project().rules.iter().map(|rule| rule.name.clone()).collect());
+    let mut commands = Commands { queue, hangup, files: ProjectFiles::of(&pipeline.settings), rules };
+    let surface = Surface { metrics, questions, operations, rules: names };
+    start_http(&pipeline, &ready, surface, &connectors, &mut tasks, listening).await?;
     ready.store(true, Ordering::Release);
     let interval = Duration::from_micros(pipeline.settings.epoch_interval.unsigned_abs());
     let checkpoints = Duration::from_micros(pipeline.settings.checkpoint_interval.unsigned_abs());
@@ -64,10 +75,13 @@ pub async fn run(
         &stop,
         &mut tasks,
         &mut asked,
+        &mut commands,
         &mut epoch,
     )
     .await;
     ready.store(false, Ordering::Release);
+    // Commands that wait are told that nobody does them.
+    drop(commands);
     connectors.cancel();
     let drained = tokio::time::timeout(DRAIN, async { while tasks.join_next().await.is_some() {} }).await;
     if drained.is_err() {
@@ -103,6 +117,7 @@ async fn epochs(
     stop: &CancellationToken,
     tasks: &mut JoinSet<Result<(), String>>,
     asked: &mut mpsc::Receiver<RunningQuestion>,
+    commands: &mut Commands,
     report: &mut impl FnMut(&EpochReport),
 ) -> Result<(), OpenError> {
     let mut pause = interval;
@@ -115,6 +130,10 @@ async fn epochs(
                 () = tokio::time::sleep_until(begun + pause) => break,
                 () = progress.grown.notified() => if progress.undrained_bytes.load(Ordering::Acquire) >= bytes_max { break },
                 Some(question) = asked.recv() => answer(epochs, question).await,
+                command = commands.next() => tokio::select! {
+                    () = stop.cancelled() => return Ok(()),
+                    () = commands.obey(command, epochs, report) => {}
+                },
                 Some(ended) = tasks.join_next() => {
                     match ended {
                         Ok(Ok(())) => {}
@@ -163,11 +182,19 @@ async fn answer(epochs: &Epochs, question: RunningQuestion) {
     let _ = question.answer.send(rows);
 }
 
+/// What the HTTP surface is made of.
+struct Surface {
+    metrics: PrometheusHandle,
+    questions: mpsc::Sender<RunningQuestion>,
+    operations: mpsc::Sender<Command>,
+    /// Names of the rules.
+    rules: watch::Receiver<Vec<String>>,
+}
+
 async fn start_http(
     pipeline: &Pipeline,
-    metrics: PrometheusHandle,
     ready: &Arc<AtomicBool>,
-    questions: mpsc::Sender<RunningQuestion>,
+    surface: Surface,
     stop: &CancellationToken,
     tasks: &mut JoinSet<Result<(), String>>,
     listening: impl FnOnce(SocketAddr),
@@ -182,11 +209,13 @@ async fn start_http(
         keys: http.api_keys().map_err(OpenError::Connector)?,
         limits: http.limits().map_err(OpenError::Connector)?,
     };
-    let rules = pipeline.epochs.project().rules.iter().map(|rule| rule.name.clone()).collect();
-    let questions = Questions { queue: questions, keys: events.keys.clone(), rules };
-    let routes = api::routes(Arc::new(events), Health { ready: Arc::clone(ready), metrics }, questions);
+    let questions = Questions { queue: surface.questions, keys: events.keys.clone(), rules: surface.rules };
+    let operations = Operations { queue: surface.operations, keys: events.keys.clone() };
+    let health = Health { ready: Arc::clone(ready), metrics: surface.metrics };
+    let routes = api::routes(Arc::new(events), health, questions, operations);
     let (listener, address) =
         api::listen(http.listen).await.map_err(|error| OpenError::Connector(format!("http.listen = \"{}\": {error}", http.listen)))?;
+    pipeline.installation.note_address(address, pipeline.epochs.generation());
     listening(address);
     let stop = stop.clone();
     tasks.spawn(async move { api::serve(listener, routes, stop).await.map_err(|error| format!("http: {error}")) });

@@ -34,6 +34,10 @@ pub(crate) struct FanOutCheck {
 pub(crate) struct Rewritten {
     pub(crate) fan_out: Vec<FanOutCheck>,
     pub(crate) tables: Vec<String>,
+    /// Of these, how many are joined as of the time of an event of usage.
+    pub(crate) as_of_usage: Vec<String>,
+    /// The query may see when rows are valid, by a name or a `*`.
+    pub(crate) sees_validity: bool,
     /// Rules whose earlier charges are read, and where it says so.
     pub(crate) earlier: Vec<(String, Option<Place>)>,
 }
@@ -61,6 +65,7 @@ pub(crate) fn rewrite(
         subqueries: 0,
         errors,
         fan_out_allowed: options.fan_out_allowed,
+        usages: Vec::new(),
     };
     let _ = VisitMut::visit(query, &mut rewriter);
     rewriter.found
@@ -83,6 +88,8 @@ struct Rewriter<'a> {
     /// How many errors there were before.
     errors: usize,
     fan_out_allowed: bool,
+    /// What usage is called in the SELECT that is rewritten.
+    usages: Vec<Ident>,
 }
 
 /// A join to a reference table by AS OF on its whole key meets at most one row.
@@ -196,6 +203,9 @@ impl Rewriter<'_> {
                 if mentions_table(&instant, &alias) {
                     let message = format!("the instant of `{table}` is a column of `{table}` itself");
                     self.error("as-of-own-column", self.source.of(&instant), message, "name a time of another table, such as u.time");
+                }
+                if self.usages.iter().any(|usage| is_column(&instant, usage, "time")) {
+                    self.found.as_of_usage.push(table);
                 }
                 (Some(valid_at(&alias, instant)), Validity::AsOf)
             }
@@ -476,6 +486,9 @@ impl VisitorMut for Rewriter<'_> {
     type Break = ();
 
     fn pre_visit_select(&mut self, select: &mut Select) -> ControlFlow<()> {
+        self.usages = usage_aliases(select);
+        let is_wild = |item: &SelectItem| matches!(item, SelectItem::Wildcard(_) | SelectItem::QualifiedWildcard(..));
+        self.found.sees_validity |= select.projection.iter().any(is_wild);
         let mut selection = select.selection.take();
         let mut from = std::mem::take(&mut select.from);
         let mut validities = Vec::new();

@@ -37,7 +37,7 @@ use crate::evaluate::{Blame, Evaluator, RateError, lifted_over, planning_session
 use crate::inputs::Input;
 use crate::lift::NotLifted;
 use crate::project::RuleProject;
-use crate::reference::ReferenceData;
+use crate::reference::{ReferenceData, TableChanges, Times};
 use crate::rule::Rule;
 use crate::session::SessionLimits;
 use crate::window_set::WindowSet;
@@ -156,6 +156,12 @@ impl Fold {
     #[must_use]
     pub fn reference(&self) -> &ReferenceData {
         &self.project.reference
+    }
+
+    /// The times at which these changes of reference tables touch what the rule charges.
+    #[must_use]
+    pub fn touched(&self, changes: &TableChanges) -> Times {
+        self.project.touched(&self.rule, changes)
     }
 
     /// What the state keeps that grows with usage rather than with what is charged, in words.

@@ -21,6 +21,7 @@ use datafusion::common::Result;
 use datafusion::logical_expr::planner::ExprPlanner;
 use datafusion::logical_expr::{AggregateUDF, ScalarUDF, WindowUDF};
 
+pub(crate) use convert::EXCHANGE_RATES;
 pub(crate) use only_value::OnlyValue;
 
 use datafusion::prelude::SessionContext;

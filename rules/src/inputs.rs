@@ -8,13 +8,14 @@ use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use datafusion::catalog::{MemorySchemaProvider, TableProvider};
 use datafusion::common::{DataFusionError, TableReference};
 use datafusion::prelude::SessionContext;
-use ratemill_schemas::UsageSchema;
 use ratemill_schemas::decimal::DECIMAL;
 use ratemill_schemas::time::instant_type;
+use ratemill_schemas::{UsageSchema, WindowSpec};
 
 use crate::as_of::Rewritten;
 use crate::check::Checked;
 use crate::evaluate::{CHARGE_COLUMNS, stored_type};
+use crate::functions::EXCHANGE_RATES;
 use crate::project::version;
 use crate::rule::{OutputColumn, Reach, Rule};
 use crate::statement::ParsedRule;
@@ -178,6 +179,21 @@ impl Inputs {
                 });
             }
         }
+        let count = |names: &[String], table: &String| names.iter().filter(|name| *name == table).count();
+        let mut tables: BTreeSet<String> = rewritten.tables.iter().cloned().collect();
+        let mut as_of_usage = tables.clone();
+        as_of_usage.retain(|table| count(&rewritten.as_of_usage, table) == count(&rewritten.tables, table));
+        let lower = text.to_ascii_lowercase();
+        let sees_validity = rewritten.sees_validity || ["valid_from", "valid_to", "natural"].iter().any(|word| lower.contains(word));
+        if parsed.options.window == WindowSpec::BillingPeriod {
+            tables.insert("contracts".to_owned());
+            as_of_usage.remove("contracts");
+        }
+        // Wherever the text says it: a table too many is compared in vain, one too few would be a charge that is not.
+        if lower.contains("convert") {
+            tables.insert(EXCHANGE_RATES.to_owned());
+            as_of_usage.remove(EXCHANGE_RATES);
+        }
         let onward = !earlier.is_empty() || !parsed.options.carry.is_empty() || read.iter().any(|rule| rule.reach == Reach::Onward);
         Rule {
             version: version(&text, &read),
@@ -190,6 +206,9 @@ impl Inputs {
             upstream,
             earlier,
             reach: if onward { Reach::Onward } else { Reach::Own },
+            tables,
+            as_of_usage,
+            sees_validity,
             output: checked.output,
             query: parsed.query,
             fan_out: rewritten.fan_out,

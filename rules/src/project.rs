@@ -18,8 +18,8 @@ use crate::diagnostics::{Diagnostic, Diagnostics, Place};
 use crate::functions::FUNCTIONS_VERSION;
 use crate::inputs::{self, Inputs};
 use crate::limits;
-use crate::reference::ReferenceData;
-use crate::rule::{OutputColumn, Rule};
+use crate::reference::{ReferenceData, TableChanges, Times};
+use crate::rule::{OutputColumn, Reach, Rule};
 use crate::source::Source;
 use crate::statement::{self, ParsedRule};
 
@@ -171,6 +171,60 @@ impl RuleProject {
     pub fn reads(&self, rule: &Rule) -> Vec<(String, String)> {
         let read = |name: &String| *name != rule.name && (rule.upstream.contains(name) || rule.earlier.contains(name));
         self.rules.iter().filter(|other| read(&other.name)).map(|other| (other.name.clone(), other.version.clone())).collect()
+    }
+
+    /// The reference tables that the charges of `rule` depend on, by itself or through the rules that it reads: where each is
+    /// as it was, so is every charge.
+    #[must_use]
+    pub fn reference_tables(&self, rule: &Rule) -> BTreeSet<String> {
+        let mut tables: BTreeSet<String> = self.with_upstream(rule).flat_map(|rule| rule.tables.iter().cloned()).collect();
+        // What is no reference table now may have been one.
+        tables.retain(|table| !TAKEN.contains(&table.as_str()) && !self.rules.iter().any(|rule| rule.name == *table));
+        tables
+    }
+
+    /// The times at which changed reference tables touch the charges of `rule`: a window that has none of them is charged as
+    /// before.
+    #[must_use]
+    pub fn touched(&self, rule: &Rule, changes: &TableChanges) -> Times {
+        let mut touched = Times::default();
+        for read in self.with_upstream(rule) {
+            if changes.keys().any(|table| read.tables.contains(table) && !read.as_of_usage.contains(table)) {
+                return Times::always();
+            }
+            for (_, change) in changes.iter().filter(|(table, _)| read.as_of_usage.contains(*table)) {
+                touched.add(if read.sees_validity { &change.rows } else { &change.contents });
+            }
+        }
+        if rule.reach == Reach::Onward { touched.onward() } else { touched }
+    }
+
+    /// A rule, and every version of the rules that it reads, itself or through others.
+    fn with_upstream<'p>(&'p self, rule: &'p Rule) -> impl Iterator<Item = &'p Rule> {
+        let mut read = BTreeSet::new();
+        let mut next: Vec<&String> = rule.upstream.iter().chain(&rule.earlier).collect();
+        while let Some(name) = next.pop() {
+            if read.insert(name) {
+                next.extend(
+                    self.rules.iter().filter(|other| other.name == *name).flat_map(|other| other.upstream.iter().chain(&other.earlier)),
+                );
+            }
+        }
+        std::iter::once(rule).chain(self.rules.iter().filter(move |other| read.contains(&other.name)))
+    }
+
+    /// The versions of all rules and of the reference data as one text: two projects of one fingerprint charge the same.
+    #[must_use]
+    pub fn fingerprint(&self) -> String {
+        let mut hash = Sha256::new();
+        hash.update(self.reference.version());
+        for rule in &self.rules {
+            for part in [&rule.name, &rule.version] {
+                hash.update((part.len() as u64).to_le_bytes());
+                hash.update(part);
+            }
+        }
+        hex::encode(&hash.finalize()[..8])
     }
 }
 

@@ -22,10 +22,11 @@
 //!
 //! The table then has one row for each combination of its other columns, and the rows of a list are in the file's order.
 
+mod changes;
 mod load;
 mod parquet_file;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use std::sync::Arc;
@@ -34,6 +35,8 @@ use arrow::array::{Array, AsArray, RecordBatch};
 use arrow::datatypes::{Int64Type, SchemaRef, TimestampMicrosecondType};
 use ratemill_schemas::{BillingPeriods, ContractTerms};
 use sha2::{Digest, Sha256};
+
+pub use changes::{TableChange, TableChanges, Times};
 
 use crate::diagnostics::{Diagnostic, Diagnostics};
 
@@ -112,6 +115,17 @@ impl ReferenceData {
     #[must_use]
     pub fn files(&self) -> ReferenceFiles {
         self.tables.values().map(|table| (table.name.clone(), table.declaration.clone(), table.csv.clone())).collect()
+    }
+
+    /// The names of the tables that are not as in `other`, a version's files: declared or written differently, new, or gone.
+    #[must_use]
+    pub fn tables_unlike(&self, other: &ReferenceFiles) -> BTreeSet<String> {
+        let own: BTreeMap<&str, (&str, &str)> =
+            self.tables.values().map(|table| (table.name.as_str(), (table.declaration.as_str(), table.csv.as_str()))).collect();
+        let theirs: BTreeMap<&str, (&str, &str)> =
+            other.iter().map(|(name, declaration, csv)| (name.as_str(), (declaration.as_str(), csv.as_str()))).collect();
+        let names: BTreeSet<&str> = own.keys().chain(theirs.keys()).copied().collect();
+        names.into_iter().filter(|name| own.get(name) != theirs.get(name)).map(str::to_owned).collect()
     }
 
     /// Reads `reference/` below a project; `shown` is how the project's folder is named in messages.
@@ -244,6 +258,20 @@ mod tests {
         let mut diagnostics = Diagnostics::default();
         let files = vec![(name.to_owned(), declaration.to_owned(), csv.to_owned())];
         (ReferenceData::from_files(files, "project", &mut diagnostics), diagnostics)
+    }
+
+    #[test]
+    fn tables_are_told_apart_by_rows_and_declaration() {
+        let csv = "plan,price,day,valid_from,valid_to\nhome,1,2026-01-01,2026-01-01T00:00:00Z,\n";
+        let (data, diagnostics) = load("prices", DECLARED, csv);
+        assert!(diagnostics.0.is_empty(), "{diagnostics}");
+        let file = |name: &str, declaration: &str, csv: &str| (name.to_owned(), declaration.to_owned(), csv.to_owned());
+        let unlike = |files: Vec<(String, String, String)>| data.tables_unlike(&files).into_iter().collect::<Vec<_>>().join(" ");
+        assert_eq!(unlike(vec![file("prices", DECLARED, csv)]), "");
+        assert_eq!(unlike(vec![file("prices", DECLARED, &csv.replace(",1,", ",2,"))]), "prices");
+        assert_eq!(unlike(vec![file("prices", &DECLARED.replace("[\"plan\"]", "[]"), csv)]), "prices");
+        assert_eq!(unlike(vec![file("prices", DECLARED, csv), file("contracts", "", "")]), "contracts");
+        assert_eq!(unlike(Vec::new()), "prices");
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! A checked rule.
 
+use std::collections::BTreeSet;
+
 use arrow::datatypes::DataType;
 use ratemill_schemas::windows::{WindowError, WindowSpec};
 use ratemill_schemas::{Rounding, Window};
@@ -94,6 +96,12 @@ pub struct Rule {
     pub earlier: Vec<String>,
     /// How far a usage event reaches.
     pub reach: Reach,
+    /// Names of the tables that its charges depend on, those of reference data among them.
+    pub tables: BTreeSet<String>,
+    /// Of these, the ones that are read only as of the time of an event: rows that are valid at other times do not matter.
+    pub(crate) as_of_usage: BTreeSet<String>,
+    /// The query may see when rows are valid, beside that they are.
+    pub(crate) sees_validity: bool,
     /// Meters that the query, or a rule that it reads, asks for, or `None` when it may read any.
     pub meters: Option<Vec<String>>,
     /// Whether the query, or a rule that it reads, reads usage at all.

@@ -89,6 +89,11 @@ impl Engine {
         begun.elapsed()
     }
 
+    /// Has it read its project again.
+    pub fn hang_up(&self) {
+        assert!(Command::new("kill").args(["-HUP", &self.child.id().to_string()]).status().unwrap().success());
+    }
+
     pub fn get(&self, path: &str) -> (u16, String) {
         try_request(&self.address, "GET", path, &[], b"").unwrap_or((0, String::new()))
     }

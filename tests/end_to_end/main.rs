@@ -18,6 +18,7 @@ mod fuzz;
 mod http;
 mod lake;
 mod mqtt;
+mod pending;
 mod periods;
 mod project;
 mod regressions;

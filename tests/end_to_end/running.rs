@@ -9,7 +9,7 @@ use crate::project::{PERIOD_RULE, Project, RULE, kwh, lines, september};
 const NET: &str = "SELECT rule, customer_id, item, window_start, sum(amount), sum(quantity) FROM charges
      GROUP BY rule, customer_id, item, window_start HAVING sum(amount) <> 0 ORDER BY 1, 2, 3, 4";
 
-fn running(engine: &Engine, query: &str) -> Vec<Value> {
+pub fn running(engine: &Engine, query: &str) -> Vec<Value> {
     let (status, body) = engine.get(&format!("/v1/running-charges{query}"));
     assert_eq!(status, 200, "{body}");
     // The body is sent in chunks: their lengths stand between the lines.

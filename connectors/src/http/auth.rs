@@ -6,12 +6,13 @@ use subtle::ConstantTimeEq;
 
 use super::Problem;
 
-/// One key that may send usage, and read charges where it is said.
+/// One key that may send usage, and read charges or operate the engine where it is said.
 #[derive(Debug, Clone)]
 pub struct ApiKey {
     name: String,
     sha256: [u8; 32],
     reads: bool,
+    operates: bool,
 }
 
 /// A key hash that is not one.
@@ -29,13 +30,20 @@ impl ApiKey {
     pub fn new(name: &str, sha256: &str) -> Result<Self, ApiKeyError> {
         let mut digest = [0; 32];
         hex::decode_to_slice(sha256, &mut digest).map_err(|_| ApiKeyError { name: name.to_owned() })?;
-        Ok(Self { name: name.to_owned(), sha256: digest, reads: false })
+        Ok(Self { name: name.to_owned(), sha256: digest, reads: false, operates: false })
     }
 
     /// Whether it may read charges.
     #[must_use]
     pub fn reading(mut self, reads: bool) -> Self {
         self.reads = reads;
+        self
+    }
+
+    /// Whether it may operate the engine: post corrections, reload rules.
+    #[must_use]
+    pub fn operating(mut self, operates: bool) -> Self {
+        self.operates = operates;
         self
     }
 }
@@ -73,6 +81,20 @@ impl ApiKeys {
         }
     }
 
+    /// That the caller may operate the engine.
+    ///
+    /// # Errors
+    /// A 401 problem, or 403 where the key has not that right.
+    pub fn check_operating(&self, headers: &HeaderMap) -> Result<(), Problem> {
+        match self.caller(headers)? {
+            Some(key) if !key.operates => {
+                let detail = format!("the key `{}` does not operate the engine; a key with `operate = true` does", key.name);
+                Err(Problem::new(StatusCode::FORBIDDEN, "Forbidden", detail))
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn caller(&self, headers: &HeaderMap) -> Result<Option<&ApiKey>, Problem> {
         if self.0.is_empty() {
             return Ok(None);
@@ -94,6 +116,20 @@ impl ApiKeys {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+
+    #[test]
+    fn rights_are_apart() {
+        let key = |name: &str| ApiKey::new(name, &hex::encode(Sha256::digest(name.as_bytes()))).unwrap();
+        let keys = ApiKeys::new(vec![key("meter"), key("reader").reading(true), key("operator").operating(true)]);
+        for (name, reads, operates) in [("meter", false, false), ("reader", true, false), ("operator", false, true)] {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::AUTHORIZATION, format!("Bearer {name}").parse().unwrap());
+            assert_eq!(keys.check_reading(&headers).is_ok(), reads, "{name}");
+            assert_eq!(keys.check_operating(&headers).is_ok(), operates, "{name}");
+        }
+        assert!(keys.check_operating(&HeaderMap::new()).is_err());
+        assert!(ApiKeys::default().check_operating(&HeaderMap::new()).is_ok());
+    }
 
     #[test]
     fn only_the_right_token_passes() {

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arrow::array::{Array, AsArray, RecordBatch};
@@ -156,7 +157,7 @@ impl Engine {
                 report.failures.iter().for_each(|failure| eprintln!("error: {failure}"));
                 let _ = epoch.send(report.epoch);
             };
-            live::run(pipeline, metrics, stopping, listening, report).await.map_err(Failure::from)
+            live::run(pipeline, metrics, stopping, Arc::default(), listening, report).await.map_err(Failure::from)
         });
         let address = address.await.map_err(|_| Failure::failed("the engine did not start"))?;
         Ok(Self { address, client: reqwest::Client::new(), stop, epochs, task })

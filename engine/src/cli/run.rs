@@ -1,6 +1,9 @@
 //! `ratemill run`: the live engine.
 
+use std::sync::Arc;
+
 use clap::Args;
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::{Failure, Project, start_metrics, stop_signal};
@@ -29,10 +32,13 @@ impl Run {
             stop_signal().await;
             std::process::exit(130);
         });
+        let hangup = Arc::new(Notify::new());
+        tokio::spawn(notify_of_hangups(Arc::clone(&hangup)));
         live::run(
             pipeline,
             metrics,
             stop,
+            hangup,
             |address| println!("listening http://{address}"),
             |report| {
                 tracing::info!(
@@ -49,5 +55,18 @@ impl Run {
         )
         .await?;
         Ok(())
+    }
+}
+
+/// SIGHUP, which by itself would end the process, has it read rules and reference data again.
+async fn notify_of_hangups(hangup: Arc<Notify>) {
+    use tokio::signal::unix::{SignalKind, signal};
+    match signal(SignalKind::hangup()) {
+        Ok(mut signal) => {
+            while signal.recv().await.is_some() {
+                hangup.notify_one();
+            }
+        }
+        Err(error) => tracing::warn!(%error, "SIGHUP does not reload; POST /v1/reload does"),
     }
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use arrow::array::{Array, AsArray, RecordBatch};
 use arrow::datatypes::{Decimal128Type, TimestampMicrosecondType};
+use datafusion::catalog::TableProvider;
 use datafusion::execution::runtime_env::RuntimeEnv;
 use datafusion::functions_aggregate::expr_fn::sum;
 use datafusion::prelude::{cast, col};
@@ -117,17 +118,17 @@ impl AuditReport {
 /// A lake that is read for an audit; nothing is written and nobody is asked.
 #[derive(Debug)]
 pub struct LedgerAudit {
-    lake: Lake,
+    pub(super) lake: Lake,
     tables: Tables,
     /// Voids and amendments.
     changes: Changes,
     adopted: Adopted,
-    project: Arc<RuleProject>,
+    pub(super) project: Arc<RuleProject>,
     schema: Arc<UsageSchema>,
     runtime: Arc<RuntimeEnv>,
     limits: SessionLimits,
     calendar: InvoicingCalendar,
-    state: EngineState,
+    pub(super) state: EngineState,
     epoch: i64,
 }
 
@@ -170,6 +171,12 @@ impl LedgerAudit {
         let files_of_usage = Adopted::load(&context, &lake, &adopted).await?;
         let tables = Tables { usage, rejected, files, charges, changes, adopted };
         Ok(Self { lake, tables, changes: in_force, adopted: files_of_usage, project, schema, runtime, limits, calendar, state, epoch })
+    }
+
+    /// The rules and the reference data.
+    #[must_use]
+    pub fn project(&self) -> &RuleProject {
+        &self.project
     }
 
     /// Rates every published window and compares.
@@ -221,7 +228,12 @@ impl LedgerAudit {
         Ok(report)
     }
 
-    fn rating(&self) -> Rating<'_> {
+    /// Usage as it is in force.
+    pub(super) fn usage(&self) -> Result<Arc<dyn TableProvider>, EpochError> {
+        Ok(self.changes.over(self.adopted.over(self.tables.usage.provider()?))?)
+    }
+
+    pub(super) fn rating(&self) -> Rating<'_> {
         Rating {
             lake: &self.lake,
             tables: &self.tables,
@@ -263,7 +275,7 @@ impl LedgerAudit {
         };
         let windows: Vec<Window> = rated.iter().map(|rated| rated.window).collect::<BTreeSet<Window>>().into_iter().collect();
         let read = closure(project, rule);
-        let usage = self.changes.over(self.adopted.over(self.tables.usage.provider()?))?;
+        let usage = self.usage()?;
         let evaluator = self.rating().evaluator(Arc::clone(project), usage, &read, &windows, &self.state, &Evaluated::new()).await?;
         let (fresh, errors) = evaluate_apart(&evaluator, rule, &windows).await;
         for (window, error) in errors {

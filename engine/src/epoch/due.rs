@@ -29,6 +29,8 @@ pub enum Finalize {
         /// Evaluate published windows again with the present rules and reference data.
         re_rate: bool,
     },
+    /// None, but late usage of published windows is rated.
+    Late,
     /// None: usage is only stored.
     Nothing,
 }
@@ -214,7 +216,7 @@ pub(super) fn due(
     let mut tasks = Vec::new();
     for rule in &project.rules {
         let (from, to) = match finalize {
-            Finalize::Nothing => return Ok(tasks),
+            Finalize::Nothing | Finalize::Late => return Ok(tasks),
             Finalize::Live => (rule.options.effective_from, clock.max(state.watermark.unwrap_or(clock))),
             Finalize::Range { from, to, .. } => (from.max(rule.options.effective_from), to),
         };
@@ -280,7 +282,7 @@ pub(super) fn unpublished(state: &EngineState, project: &RuleProject, month: Win
 
 /// Takes out billing periods whose contract or subjects were changed after publication, unless every published period
 /// that the same usage is in is rated with them: else that usage would be charged twice, or not at all.
-fn without_held<'c>(
+pub(super) fn without_held<'c>(
     state: &EngineState,
     moved: &MovedSubjects,
     rule: &Rule,
@@ -318,6 +320,25 @@ fn without_held<'c>(
             held.push(period);
         }
     }
+}
+
+/// Billing periods of a rule that are due and are held, since a published period has some of their usage.
+pub(super) fn held_periods(
+    state: &EngineState,
+    reference: &ReferenceData,
+    moved: &MovedSubjects,
+    rule: &Rule,
+    clock: i64,
+) -> Result<Vec<RuleWindow>, WindowError> {
+    let to = clock.max(state.watermark.unwrap_or(clock));
+    let mut due: Vec<(RuleWindow, &str)> = Vec::new();
+    for rated in rule.rated_between(reference, rule.options.effective_from, to)? {
+        if state.finalized.get(&rule.name, &rated).is_none() && is_due(state, rule, &rated, clock) {
+            due.push((rated, "window closed"));
+        }
+    }
+    let free: BTreeSet<RuleWindow> = without_held(state, moved, rule, due.clone()).into_iter().map(|(rated, _)| rated).collect();
+    Ok(due.into_iter().map(|(rated, _)| rated).filter(|rated| !free.contains(rated)).collect())
 }
 
 /// Adds the published windows that read re-rated ones: of other rules those around or, where they look back, after them, and

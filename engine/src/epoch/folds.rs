@@ -15,6 +15,7 @@ use datafusion::execution::SendableRecordBatchStream;
 use datafusion::execution::runtime_env::RuntimeEnv;
 use datafusion::prelude::{col, lit};
 use futures::TryStreamExt;
+use ratemill_rules::reference::TableChanges;
 use ratemill_rules::session::{SessionLimits, session};
 use ratemill_rules::{Evaluator, Fold, FoldState, OpenWindows, RateError, ReferenceData, Rule, RuleProject, WindowCharges};
 use ratemill_schemas::{Window, WindowSpec, time};
@@ -34,6 +35,8 @@ pub(super) struct Folds {
     pub(super) rules: Vec<RuleFold>,
     /// Position of the log up to which usage is in the state.
     pub(super) position: i64,
+    /// Whether usage is folded at all.
+    pub(super) is_on: bool,
 }
 
 #[derive(Debug)]
@@ -48,6 +51,8 @@ pub(super) struct RuleFold {
     pub(super) is_given_up: bool,
     /// It came out of a checkpoint.
     pub(super) is_loaded: bool,
+    /// Windows that it had in the state and has not any more, since reference data that touches them was changed.
+    touched: BTreeSet<Window>,
     /// The open windows that were folded into last.
     open: Option<(Vec<Window>, OpenWindows)>,
 }
@@ -67,13 +72,41 @@ impl Folds {
                         fresh_from: i64::MAX,
                         is_given_up: false,
                         is_loaded: false,
+                        touched: BTreeSet::new(),
                         open: None,
                     });
                 }
                 Err(reason) => tracing::info!(rule = rule.name, %reason, "open windows of this rule are read again"),
             }
         }
-        Self { rules, position: 0 }
+        Self { rules, position: 0, is_on: true }
+    }
+
+    /// The rules that are folded.
+    pub(super) fn names(&self) -> impl Iterator<Item = &str> {
+        self.rules.iter().map(|rule| rule.fold.rule().name.as_str())
+    }
+
+    /// Takes over what `before` has at the position of `state`, for rules that it has in the same version, but for windows that
+    /// changed reference data touches; returns the rules' names. [`Self::catch_up`] from that position goes on with them.
+    pub(super) fn take_over(&mut self, before: &Self, state: &EngineState, changes: &TableChanges) -> BTreeSet<String> {
+        let mut kept = BTreeSet::new();
+        if before.position != state.position {
+            return kept;
+        }
+        for rule in &mut self.rules {
+            let Some(before) = before.of(rule.fold.rule()).filter(|before| !before.is_given_up) else { continue };
+            let Some(state) = before.state.under(&rule.fold, changes) else { continue };
+            let touched = rule.fold.touched(changes);
+            rule.state = state;
+            rule.known = before.known.clone();
+            rule.touched = rule.known.keys().copied().filter(|window| touched.touch(*window)).collect();
+            rule.is_loaded = true;
+            if rule.touched.is_empty() {
+                kept.insert(rule.fold.rule().name.clone());
+            }
+        }
+        kept
     }
 
     /// Brings the state to the position of `state`: rules that were loaded have usage up to `loaded`, the others none.
@@ -88,8 +121,11 @@ impl Folds {
         for rule in &mut self.rules {
             rule.fresh_from = rule.tracked_from(state);
             if rule.is_loaded {
-                // Of windows that opened since, the state has no usage yet.
-                rule.open = None;
+                // Of windows that opened since, the state has no usage yet; of those that were dropped it has none any more.
+                let touched: Vec<Window> = rule.touched.iter().copied().collect();
+                rule.open = if touched.is_empty() { None } else { Some((touched.clone(), rule.fold.open(&touched)?)) };
+                rule.known.extend(touched.into_iter().map(|window| (window, true)));
+                rule.touched.clear();
             } else {
                 // Whatever the table has of an open window is read.
                 rule.known = open_windows(rule.fold.rule(), state).into_iter().map(|window| (window, true)).collect();

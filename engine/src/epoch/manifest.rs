@@ -18,7 +18,7 @@ pub struct WindowTask {
     pub reference_version: String,
     /// The window.
     pub window: RuleWindow,
-    /// Why: `window closed`, `late usage`, `void or amendment`, `re-rate`.
+    /// Why: `window closed`, `late usage`, `void or amendment`, `re-rate`, or why a pending change was applied.
     pub cause: String,
 }
 

@@ -5,13 +5,14 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use ratemill_rules::reference::ReferenceFiles;
-use ratemill_rules::{Diagnostics, ReferenceData, RuleWindow};
+use ratemill_rules::{Diagnostics, ReferenceData, RuleProject, RuleWindow};
 use ratemill_schemas::{BillingPeriods, MovedSubject, Window, time};
 
 use super::finalized::{Finalized, FinalizedWindows};
-use super::run::{EpochError, Epochs};
-use super::versions::reference_file;
+use super::run::EpochError;
+use super::state::EngineState;
+use super::versions::reference_files;
+use crate::lake::Lake;
 
 /// Where subjects have another contract than by the reference data that published periods.
 #[derive(Debug, Default)]
@@ -120,23 +121,27 @@ impl MovedSubjects {
     }
 }
 
-impl Epochs {
-    /// Compares the contracts of the reference data that published billing periods with today's, and warns of what differs.
-    pub(super) async fn load_moved(&mut self) -> Result<(), EpochError> {
-        let periods: Vec<&Finalized> = self.state.finalized.iter().filter(|range| range.published && range.contract_id.is_some()).collect();
-        let versions: BTreeSet<&str> = periods.iter().map(|range| range.reference_version.as_str()).collect();
-        let mut found = MovedSubjects::default();
+impl MovedSubjects {
+    /// Compares the contracts of the reference data that published billing periods with those of `project`.
+    pub(super) async fn load(lake: &Lake, state: &EngineState, project: &RuleProject) -> Result<Self, EpochError> {
+        let mut found = Self::default();
         let none = BillingPeriods::default();
-        let now = self.project.reference.billing_periods().map_or(&none, |periods| periods);
-        for version in versions.into_iter().filter(|version| *version != self.project.reference.version()) {
-            let Some(former) = self.former_periods(version).await? else {
+        let now = project.reference.billing_periods().map_or(&none, |periods| periods);
+        let versions: BTreeSet<&str> = published_periods(state).map(|range| range.reference_version.as_str()).collect();
+        for version in versions.into_iter().filter(|version| *version != project.reference.version()) {
+            let Some(former) = former_periods(lake, version).await? else {
                 tracing::error!(version, "reference data that published billing periods is not in the lake any more");
                 continue;
             };
             found.add(version, now.moved_since(&former));
         }
-        for moved in &found.moves {
-            let Some(range) = periods.iter().find(|range| {
+        Ok(found)
+    }
+
+    /// Warns of what differs.
+    pub(super) fn warn(&self, state: &EngineState) {
+        for moved in &self.moves {
+            let Some(range) = published_periods(state).find(|range| {
                 range.reference_version == moved.reference_version
                     && (range.contract_id == moved.moved.before || range.contract_id == moved.moved.now)
                     && moved.touches(Window { start: range.start, end: range.end })
@@ -151,19 +156,19 @@ impl Epochs {
                 contract_when_published = contract(&moved.moved.before),
                 rule = range.rule,
                 window = %Window { start: range.start, end: range.end },
-                "this subject has another contract than when the billing period was published; what it would be charged twice is held until `ratemill rate --re-rate --from … --to …` over the periods of both contracts posts the difference"
+                "this subject has another contract than when the billing period was published; what it would be charged twice is held: `ratemill pending` shows the difference, `ratemill apply` posts it"
             );
         }
-        self.moved = found;
-        Ok(())
     }
+}
 
-    async fn former_periods(&self, version: &str) -> Result<Option<BillingPeriods>, EpochError> {
-        let name = reference_file(version);
-        let Some(bytes) = self.lake.read(&name).await? else { return Ok(None) };
-        let Ok(mut files) = serde_json::from_slice::<ReferenceFiles>(&bytes) else { return Ok(None) };
-        files.retain(|(table, ..)| table == "contracts");
-        let reference = ReferenceData::from_files(files, "lake", &mut Diagnostics::default());
-        Ok(Some(reference.billing_periods().map(|periods| periods.as_ref().clone()).unwrap_or_default()))
-    }
+fn published_periods(state: &EngineState) -> impl Iterator<Item = &Finalized> {
+    state.finalized.iter().filter(|range| range.published && range.contract_id.is_some())
+}
+
+async fn former_periods(lake: &Lake, version: &str) -> Result<Option<BillingPeriods>, EpochError> {
+    let Some(mut files) = reference_files(lake, version).await? else { return Ok(None) };
+    files.retain(|(table, ..)| table == "contracts");
+    let reference = ReferenceData::from_files(files, "lake", &mut Diagnostics::default());
+    Ok(Some(reference.billing_periods().map(|periods| periods.as_ref().clone()).unwrap_or_default()))
 }

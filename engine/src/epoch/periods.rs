@@ -164,7 +164,7 @@ impl Epochs {
                 let why = if is_held { "is held, since its contract or subjects were changed after publication" } else { "is due" };
                 format!("rule `{}`, window {} {why}", window.rule, window.rated)
             });
-            let advice = "start `ratemill run`, which publishes what is due, or `ratemill rate --usage … --to …`; what is held needs `ratemill rate --re-rate --from … --to …`";
+            let advice = "start `ratemill run`, which publishes what is due, or `ratemill rate --usage … --to …`; what is held needs `ratemill apply`";
             return Err(PeriodError::Unpublished { period: period.to_owned(), windows: windows.collect(), advice });
         }
         if waiting == WaitingWindows::Refuse && !early.is_empty() {

@@ -49,15 +49,13 @@ impl Epochs {
         failures: &mut Vec<String>,
     ) -> Result<Vec<RecordBatch>, EpochError> {
         let arrow = |source| EpochError::Arrow { epoch: manifest.epoch, source };
-        let mut groups: BTreeMap<(usize, &str, &str, &str), Vec<&WindowTask>> = BTreeMap::new();
-        for task in &manifest.tasks {
-            let depth = depth(&self.project, &task.rule);
-            groups.entry((depth, &task.rule, &task.rule_version, &task.reference_version)).or_default().push(task);
-        }
         let mut postings = Vec::new();
         let mut evaluated = Evaluated::new();
         let mut failed: HashSet<String> = HashSet::new();
-        for ((_, name, rule_version, reference_version), tasks) in groups {
+        for tasks in grouped(&self.project, &manifest.tasks) {
+            let Some(first) = tasks.first() else { continue };
+            let (name, rule_version, reference_version) =
+                (first.rule.as_str(), first.rule_version.as_str(), first.reference_version.as_str());
             let project = match self.rating().version(name, rule_version, reference_version).await {
                 Ok(project) => project,
                 Err(error @ EpochError::Version { .. }) => {
@@ -167,7 +165,7 @@ impl Epochs {
         metrics::counter!("ratemill_rule_failures_total", "rule" => rule.to_owned()).increment(1);
         let pinned = tasks.iter().any(|task| task.reference_version != self.project.reference.version());
         let hint = if pinned {
-            "; the window was published with older reference data, which late usage is rated with: `ratemill rate --re-rate` over it uses today's"
+            "; the window was published with older reference data, which late usage is rated with: `ratemill apply` uses today's"
         } else {
             ""
         };
@@ -362,6 +360,28 @@ pub(super) async fn evaluate_apart(
         }
     }
     (charges, errors)
+}
+
+/// Tasks in the order of rating, those of one rule and of the same versions together: rules that are read first. A rule that
+/// reads its own earlier charges is rated in the order of time, whatever versions follow each other.
+pub(super) fn grouped<'t>(project: &RuleProject, tasks: impl IntoIterator<Item = &'t WindowTask>) -> Vec<Vec<&'t WindowTask>> {
+    let versions = |task: &'t WindowTask| (&task.rule_version, &task.reference_version);
+    let mut by_rule: BTreeMap<&str, Vec<&WindowTask>> = BTreeMap::new();
+    for task in tasks {
+        by_rule.entry(&task.rule).or_default().push(task);
+    }
+    let mut by_rule: Vec<(&str, Vec<&WindowTask>)> = by_rule.into_iter().collect();
+    by_rule.sort_by_key(|(name, _)| depth(project, name));
+    let mut groups = Vec::new();
+    for (name, mut tasks) in by_rule {
+        if project.rules.iter().any(|rule| rule.name == name && rule.reads_itself()) {
+            tasks.sort_by_key(|task| &task.window);
+        } else {
+            tasks.sort_by_key(|task| versions(task));
+        }
+        groups.extend(tasks.chunk_by(|one, next| versions(one) == versions(next)).map(<[&WindowTask]>::to_vec));
+    }
+    groups
 }
 
 /// Every rule whose charges `rule` reads, itself or through others.

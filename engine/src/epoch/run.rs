@@ -298,14 +298,13 @@ impl Epochs {
             folds: Folds::default(),
             failed: HashSet::new(),
         };
-        epochs.keep_versions().await?;
+        let project = Arc::clone(&epochs.project);
+        epochs.keep_versions(&project).await?;
         epochs.unfinished = read::<Manifest>(&epochs.lake, &manifest_name(epochs.last + 1)).await?;
         epochs.finish().await?;
-        due::drop_strange(&mut epochs.state, &epochs.project)?;
+        let fitted = epochs.fit(project).await?;
+        epochs.take(fitted);
         epochs.progress.drained.store(epochs.state.position, Ordering::Release);
-        epochs.check_against_ledger()?;
-        epochs.load_former().await;
-        epochs.load_moved().await?;
         Ok(epochs)
     }
 
@@ -341,6 +340,12 @@ impl Epochs {
     #[must_use]
     pub fn state(&self) -> &EngineState {
         &self.state
+    }
+
+    /// The generation of the lake that is held.
+    #[must_use]
+    pub fn generation(&self) -> u64 {
+        self.ownership.generation()
     }
 
     /// The rules.

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use ratemill_rules::reference::ReferenceFiles;
 use ratemill_rules::{Diagnostics, ReferenceData, Rule, RuleProject, RuleWindow};
 use ratemill_schemas::windows::WindowError;
 use ratemill_schemas::{Window, WindowSpec, time};
@@ -11,18 +12,19 @@ use super::due;
 use super::manifest::encode;
 use super::rate::Rating;
 use super::run::{EpochError, Epochs};
+use crate::lake::Lake;
 
 impl Epochs {
     /// What is published must fit the project: every rule is there, its windows are cut as they were, and its further
     /// columns have the types that the ledger has.
-    pub(super) fn check_against_ledger(&self) -> Result<(), EpochError> {
+    pub(super) fn check_against_ledger(&self, project: &RuleProject) -> Result<(), EpochError> {
         let wrong = |rule: &str, version: &str, message: String| EpochError::Version {
             rule: rule.to_owned(),
             version: version.to_owned(),
             message,
         };
         for range in self.state.finalized.iter().filter(|range| range.published) {
-            let Some(rule) = self.project.rules.iter().find(|rule| rule.name == range.rule) else {
+            let Some(rule) = project.rules.iter().find(|rule| rule.name == range.rule) else {
                 let message =
                     "has published windows, but its file is gone; put it back, and end it with effective_to if it is over".to_owned();
                 return Err(wrong(&range.rule, &range.rule_version, message));
@@ -41,11 +43,11 @@ impl Epochs {
             }
         }
         for range in self.state.finalized.iter().filter(|range| range.published) {
-            let first_of_last = match self.project.rules.iter().find(|rule| rule.name == range.rule).map(|rule| &rule.options.window) {
+            let first_of_last = match project.rules.iter().find(|rule| rule.name == range.rule).map(|rule| &rule.options.window) {
                 Some(WindowSpec::BillingPeriod) | None => range.start,
                 Some(spec) => spec.window_of(range.end - 1)?.start,
             };
-            let in_force = |start: i64| self.project.rules.iter().any(|rule| rule.name == range.rule && rule.in_force_at(start));
+            let in_force = |start: i64| project.rules.iter().any(|rule| rule.name == range.rule && rule.in_force_at(start));
             if let Some(start) = [range.start, first_of_last].into_iter().find(|start| !in_force(*start)) {
                 let message = format!(
                     "has published windows from {} that no version is in force for by now; keep the version that published them beside the new one, and end it with effective_to",
@@ -55,16 +57,16 @@ impl Epochs {
             }
             let window = Window { start: range.start, end: range.end };
             let rated = RuleWindow { window, contract_id: range.contract_id.clone() };
-            if !due::is_current(&self.project.reference, &rated)? {
+            if !due::is_current(&project.reference, &rated)? {
                 tracing::warn!(
                     rule = range.rule,
                     window = %rated,
-                    "this billing period is published, and its contract cuts it differently by now; `ratemill rate --re-rate --from … --to …` over it posts the difference"
+                    "this billing period is published, and its contract cuts it differently by now; `ratemill pending` shows the difference, `ratemill apply` posts it"
                 );
             }
         }
         let ledger = self.tables.charges.schema()?;
-        for rule in &self.project.rules {
+        for rule in &project.rules {
             for column in rule.further_columns() {
                 let Some(known) = ledger.fields().iter().find(|field| field.name().eq_ignore_ascii_case(&column.name)) else { continue };
                 let stored = ratemill_rules::evaluate::stored_type(&column.data_type);
@@ -82,31 +84,35 @@ impl Epochs {
         Ok(())
     }
 
-    pub(super) async fn load_former(&mut self) {
-        for range in Vec::from(self.state.finalized.clone()) {
+    /// The versions that published windows and are not in `project`.
+    pub(super) async fn former(&self, project: &Arc<RuleProject>) -> Vec<Rule> {
+        let mut former: Vec<Rule> = Vec::new();
+        for range in self.state.finalized.iter().filter(|range| range.published) {
             let known = |rule: &Rule| rule.name == range.rule && rule.version == range.rule_version;
-            if !range.published || self.project.rules.iter().any(known) || self.former.iter().any(known) {
+            if project.rules.iter().any(known) || former.iter().any(known) {
                 continue;
             }
-            match self.rating().version(&range.rule, &range.rule_version, &range.reference_version).await {
-                Ok(project) => self.former.extend(project.rules.iter().filter(|rule| rule.version == range.rule_version).cloned()),
+            let rating = Rating { project, ..self.rating() };
+            match rating.version(&range.rule, &range.rule_version, &range.reference_version).await {
+                Ok(project) => former.extend(project.rules.iter().filter(|rule| rule.version == range.rule_version).cloned()),
                 Err(error) => tracing::error!(%error, "late usage of windows that this version published cannot be rated"),
             }
         }
+        former
     }
 
-    /// Keeps the present rules and reference data in the lake, under their versions.
-    pub(super) async fn keep_versions(&self) -> Result<(), EpochError> {
-        for rule in &self.project.rules {
-            let reads = self.project.reads(rule);
+    /// Keeps rules and reference data in the lake, under their versions.
+    pub(super) async fn keep_versions(&self, project: &RuleProject) -> Result<(), EpochError> {
+        for rule in &project.rules {
+            let reads = project.reads(rule);
             if !reads.is_empty() {
                 let name = reads_file(&rule.name, &rule.version);
                 self.lake.create(&name, encode(&name, &reads)?).await?;
             }
             self.lake.create(&rule_file(&rule.name, &rule.version), rule.text.clone().into_bytes()).await?;
         }
-        let name = reference_file(self.project.reference.version());
-        let content = encode(&name, &self.project.reference.files())?;
+        let name = reference_file(project.reference.version());
+        let content = encode(&name, &project.reference.files())?;
         self.lake.create(&name, content).await?;
         Ok(())
     }
@@ -134,12 +140,9 @@ impl Rating<'_> {
                 wanted.extend(reads);
             }
         }
-        let files = self
-            .lake
-            .read(&reference_file(reference_version))
+        let files = reference_files(self.lake, reference_version)
             .await?
             .ok_or_else(|| missing(format!("reference version {reference_version} is not in the lake any more")))?;
-        let files = serde_json::from_slice(&files).map_err(|error| missing(error.to_string()))?;
         let mut diagnostics = Diagnostics::default();
         let reference = ReferenceData::from_files(files, "lake", &mut diagnostics);
         RuleProject::check(texts, reference, Arc::clone(self.schema), diagnostics)
@@ -158,6 +161,12 @@ fn rule_file(rule: &str, version: &str) -> String {
     format!("rules/{rule}-{version}.sql")
 }
 
-pub(super) fn reference_file(version: &str) -> String {
+fn reference_file(version: &str) -> String {
     format!("reference/{version}.json")
+}
+
+/// The files of a version of the reference data; `None` where the lake does not have it, or not as it was written.
+pub(super) async fn reference_files(lake: &Lake, version: &str) -> Result<Option<ReferenceFiles>, EpochError> {
+    let bytes = lake.read(&reference_file(version)).await?;
+    Ok(bytes.and_then(|bytes| serde_json::from_slice(&bytes).ok()))
 }

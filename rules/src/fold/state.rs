@@ -13,6 +13,7 @@ use super::slots::{Slot, SlotRows, WINDOW};
 use super::sources::{targets_of_usage, usage_rows, usage_schema, windows_rows};
 use super::{Fold, OpenWindows};
 use crate::evaluate::{Blame, RateError, root_message};
+use crate::reference::TableChanges;
 use crate::rule::RuleWindow;
 
 /// Below this, rows of new state are kept as they are.
@@ -137,6 +138,21 @@ impl FoldState {
     #[must_use]
     pub fn fold_plan(&self) -> &Arc<Fold> {
         &self.fold
+    }
+
+    /// The same events as a state of another fold of the same version of the rule, between whose reference data and this one's
+    /// there are these changes; windows that they touch are left out, and have to be folded anew. `None` where the rule is
+    /// planned otherwise by now.
+    #[must_use]
+    pub fn under(&self, fold: &Arc<Fold>, changes: &TableChanges) -> Option<Self> {
+        if fold.fingerprint != self.fold.fingerprint || fold.rule.version != self.fold.rule.version {
+            return None;
+        }
+        let touched = fold.project.touched(&fold.rule, changes);
+        let mut state = Self { fold: Arc::clone(fold), ..self.clone() };
+        let windows: Vec<Window> = state.windows().into_iter().filter(|window| touched.touch(*window)).collect();
+        state.drop_windows(&windows);
+        Some(state)
     }
 
     /// Folds a batch of new events in: those in `open` windows and of meters that the rule reads, the others are left

@@ -13,7 +13,7 @@ use ratemill_schemas::{Decimal, EventHasher, UsageBatchBuilder, UsageEvent, Usag
 use super::*;
 use crate::diagnostics::Diagnostics;
 use crate::evaluate::{Mode, WindowCharges};
-use crate::reference::ReferenceData;
+use crate::reference::{ReferenceData, TableChanges};
 use crate::session::runtime;
 
 /// Rules of the examples that are not folded, and why.
@@ -249,6 +249,94 @@ async fn a_checkpoint_is_of_one_version() {
     *changed.iter_mut().rev().find(|byte| **byte == 5).unwrap() = 6;
     assert!(FoldState::decode(&fold, &changed).is_err());
     assert_eq!(FoldState::decode(&fold, &bytes).unwrap().rows(), 1);
+}
+
+/// The project with rows added to one of its tables, and with some replaced.
+async fn with_rows(project: &RuleProject, table: &str, change: impl Fn(&str) -> String) -> Arc<RuleProject> {
+    let mut files = project.reference.files();
+    let rows = &mut files.iter_mut().find(|(name, ..)| name == table).unwrap().2;
+    *rows = change(rows);
+    let mut diagnostics = Diagnostics::default();
+    let reference = ReferenceData::from_files(files, "project", &mut diagnostics);
+    let texts = project.rules.iter().map(|rule| (rule.file.clone(), rule.text.clone())).collect();
+    Arc::new(
+        RuleProject::check(texts, reference, Arc::clone(&project.usage), diagnostics).await.unwrap_or_else(|found| panic!("{found}")).0,
+    )
+}
+
+#[tokio::test]
+async fn a_state_goes_on_but_for_windows_that_changed_rows_touch() {
+    let project = project(&[("rated", BY_CUSTOMER)]).await;
+    let before = fold(&project, "rated").await.unwrap();
+    let windows = months("2026-03-01T00:00:00Z", "2026-06-01T00:00:00Z", &project, "rated");
+    let usage = decoded(
+        &project.usage,
+        &events("s2 call 2026-03-02T00:00:00Z 5\n s2 call 2026-04-02T00:00:00Z 6\n s2 call 2026-05-02T00:00:00Z 7"),
+        0,
+    );
+    let mut state = before.state();
+    state.fold(&usage, &before.open(&windows).unwrap()).await.unwrap();
+    // A table that the rule does not read.
+    let now = with_rows(&project, "labels", |rows| format!("{rows}s3\n")).await;
+    assert_ne!(now.fingerprint(), project.fingerprint());
+    let after = fold(&now, "rated").await.unwrap();
+    let changes = now.reference.changes_from(&project.reference.files());
+    let kept = state.under(&after, &changes).unwrap();
+    let all = evaluator(&now, &usage);
+    assert_eq!(kept.windows(), windows);
+    assert_eq!(shown(&kept.evaluate(&windows, &all).await), shown(&all.evaluate(after.rule(), &windows).await));
+    // A contract that changes hands in April: March stays, and the rest is folded anew.
+    let now = with_rows(&project, "contracts", |rows| {
+        rows.replace("K3,s2,C3,P1,2025-01-01,", "K3,s2,C3,P1,2025-01-01,2026-04-02\nK4,s2,C4,P1,2026-04-02,")
+    })
+    .await;
+    let after = fold(&now, "rated").await.unwrap();
+    let changes = now.reference.changes_from(&project.reference.files());
+    let mut kept = state.under(&after, &changes).unwrap();
+    assert_eq!(kept.windows(), windows[..1]);
+    let touched = after.touched(&changes);
+    assert_eq!(windows.iter().map(|window| touched.touch(*window)).collect::<Vec<_>>(), [false, true, true]);
+    kept.fold(&usage, &after.open(&windows[1..]).unwrap()).await.unwrap();
+    let all = evaluator(&now, &usage);
+    let charged = shown(&kept.evaluate(&windows, &all).await);
+    assert_eq!(charged, shown(&all.evaluate(after.rule(), &windows).await));
+    assert!(charged.contains("C3: 5") && charged.contains("C4: 6"), "{charged}");
+    // Another text of the rule.
+    let changed = self::project(&[("rated", &BY_CUSTOMER.replace("'Calls'", "'Talk'"))]).await;
+    assert!(state.under(&fold(&changed, "rated").await.unwrap(), &TableChanges::new()).is_none());
+}
+
+#[tokio::test]
+async fn changed_rows_touch_what_reads_them_at_the_time_of_usage_and_everything_else_always() {
+    let check = async |query: &str, expected: [bool; 3]| {
+        let project = project(&[("rated", query)]).await;
+        let now = with_rows(&project, "contracts", |rows| {
+            rows.replace("K3,s2,C3,P1,2025-01-01,", "K3,s2,C3,P1,2025-01-01,2026-04-02\nK4,s2,C4,P1,2026-04-02,")
+        })
+        .await;
+        let touched = now.touched(&now.rules[0], &now.reference.changes_from(&project.reference.files()));
+        let windows = months("2026-03-01T00:00:00Z", "2026-06-01T00:00:00Z", &project, "rated");
+        assert_eq!(windows.iter().map(|window| touched.touch(*window)).collect::<Vec<_>>(), expected, "{query}");
+    };
+    let always = [true; 3];
+    check(BY_CUSTOMER, [false, true, true]).await;
+    check(" AS SELECT u.subject AS customer_id, 'Calls' AS item, sum(u.quantity) AS amount, 'EUR' AS currency FROM usage u GROUP BY u.subject", [false; 3]).await;
+    // It says when the row began, which is another now; and it reads rows that no event is as of.
+    check(
+        &BY_CUSTOMER
+            .replace("c.customer_id, 'Calls'", "c.customer_id, c.valid_to AS until, 'Calls'")
+            .replace("GROUP BY c.customer_id", "GROUP BY c.customer_id, c.valid_to"),
+        always,
+    )
+    .await;
+    check(
+        " AS SELECT c.customer_id, 'Fee' AS item, 1.0 AS amount, 'EUR' AS currency FROM billing_window w \
+         JOIN contracts FOR SYSTEM_TIME AS OF w.window_start AS c ON true",
+        always,
+    )
+    .await;
+    let twice = BY_CUSTOMER.replace("WHERE", "WHERE EXISTS (SELECT 1 FROM contracts x WHERE x.subject = u.subject AND x.valid_from < u.time AND (x.valid_to IS NULL OR x.valid_to > u.time)) AND");
+    check(&twice, always).await;
 }
 
 #[tokio::test]

@@ -15,6 +15,9 @@ use ratemill_schemas::time::{format_instant, instant_type};
 use super::arithmetic::is_exact_number;
 use crate::reference::{ReferenceData, ReferenceTable};
 
+/// The reference table that `convert` reads.
+pub(crate) const EXCHANGE_RATES: &str = "exchange_rates";
+
 /// The columns that rates need.
 const COLUMNS: &str = "from_currency, to_currency (text), rate (decimal), valid_from and valid_to";
 
@@ -52,7 +55,7 @@ impl Hash for Convert {
 pub(super) fn function(reference: &ReferenceData) -> Result<ScalarUDF> {
     let missing = || format!("convert reads the reference table exchange_rates, which is not there; it has the columns {COLUMNS}");
     let rates =
-        reference.table("exchange_rates").map_or_else(|| Err(missing()), |table| read(table).map_err(|error| error.strip_backtrace()));
+        reference.table(EXCHANGE_RATES).map_or_else(|| Err(missing()), |table| read(table).map_err(|error| error.strip_backtrace()));
     Ok(ScalarUDF::from(Convert {
         rates,
         version: reference.version().to_owned(),
