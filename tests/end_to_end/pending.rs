@@ -454,12 +454,15 @@ fn an_engine_without_a_listener_holds_the_lake() {
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
-    let mut refused = (0, String::new());
-    wait("the engine has the log", || {
-        refused = said(&["apply", "-C", project.text()]);
-        refused.0 == 5
+    wait("the engine has the lake", || {
+        let status: Value = serde_json::from_str(&ok(&["status", "-C", project.text(), "--format", "json"])).unwrap();
+        status["owner"]["pid"] == json!(child.id())
     });
-    assert!(refused.1.contains("in use by another process") && refused.1.contains("--engine URL"), "{}", refused.1);
+    for command in ["apply", "reload"] {
+        let (code, stderr) = said(&[command, "-C", project.text()]);
+        assert_eq!(code, if command == "apply" { 5 } else { 1 }, "{stderr}");
+        assert!(stderr.contains(if command == "apply" { "--engine URL" } else { "no engine with an HTTP listener" }), "{stderr}");
+    }
     child.kill().unwrap();
     child.wait().unwrap();
 }

@@ -170,8 +170,10 @@ impl Search<'_> {
                 }
             }
         }
-        for (name, of_rule) in &mut candidates {
-            self.settle_periods(name, scope, of_rule, found)?;
+        let is_stale = |range: &&Finalized| range.contract_id.is_some() && range.published && range.reference_version != present;
+        let stale: BTreeSet<&str> = self.state.finalized.iter().filter(is_stale).map(|range| range.rule.as_str()).collect();
+        for name in stale.into_iter().filter(|name| scope.rule.as_ref().is_none_or(|rule| rule == name)) {
+            self.settle_periods(name, scope, candidates.entry(name.to_owned()).or_default(), found)?;
         }
         Ok(candidates)
     }
