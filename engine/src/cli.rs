@@ -15,6 +15,7 @@ mod sql;
 mod status;
 mod table;
 mod test;
+mod upkeep;
 
 use std::io::IsTerminal;
 use std::path::PathBuf;
@@ -78,9 +79,11 @@ enum Command {
     Run(run::Run),
     /// Show how far the lake is: owner, last epoch, inputs, watermark, open windows.
     Status(status::Status),
+    /// Join small files of the lake's tables, write Delta checkpoints, and remove what nobody needs any more.
+    Upkeep(upkeep::Upkeep),
     /// Run the rule tests and audits of a project.
     Test(test::Test),
-    /// Query usage, charges, rejected, invoice_lines, invoice_totals, closed_periods and reference tables (read-only).
+    /// Query usage, charges, running_charges, rejected, invoice_lines, invoice_totals, closed_periods and reference tables (read-only).
     Sql(sql::Sql),
     /// List rejected records, or send them again after their cause was mended.
     #[command(subcommand)]
@@ -196,6 +199,7 @@ pub fn main() -> ExitCode {
             Command::Test(test) => test.run().await,
             Command::Sql(sql) => sql.run().await,
             Command::Status(status) => status.run().await,
+            Command::Upkeep(upkeep) => upkeep.run().await,
             Command::Rejected(rejected) => rejected.run().await,
         }
     });

@@ -15,6 +15,8 @@ use ratemill_schemas::usage::{Dimension, DimensionType, RESERVED};
 use ratemill_schemas::{EventHasher, Rounding, UsageSchema, windows};
 use serde::Deserialize;
 
+use crate::upkeep::{UpkeepConfig, UpkeepSettings};
+
 /// A configuration that cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -72,6 +74,9 @@ pub struct Config {
     /// Bounds.
     #[serde(default)]
     pub limits: Limits,
+    /// Care for the lake.
+    #[serde(default)]
+    pub upkeep: UpkeepConfig,
 }
 
 /// `[lake]`.
@@ -120,6 +125,8 @@ pub struct EpochConfig {
     pub fold: bool,
     /// How often the state of open windows is kept for the next start.
     pub checkpoint: String,
+    /// How often what open windows come to is published as the table `running_charges`, or `"never"`.
+    pub running: String,
 }
 
 impl Default for EpochConfig {
@@ -131,6 +138,7 @@ impl Default for EpochConfig {
             dedup_horizon: "40 days".to_owned(),
             fold: true,
             checkpoint: "5 minutes".to_owned(),
+            running: "1 minute".to_owned(),
         }
     }
 }
@@ -265,6 +273,8 @@ pub struct Settings {
     pub epoch_bytes: u64,
     /// Time between checkpoints of open windows, µs.
     pub checkpoint_interval: i64,
+    /// Time between publications of running charges, µs; `None` is never.
+    pub running_interval: Option<i64>,
     /// Silence after which an input no longer holds the watermark back, µs.
     pub idle: i64,
     /// Time that ids stay in memory, µs.
@@ -281,6 +291,8 @@ pub struct Settings {
     pub adopted_bytes: u64,
     /// How far ahead of the clock an event may be dated, µs.
     pub future_skew: i64,
+    /// Care for the lake.
+    pub upkeep: UpkeepSettings,
     record_bytes: usize,
 }
 
@@ -346,6 +358,8 @@ impl Settings {
         if limits.depth == 0 {
             return Err("limits.depth must be at least 1".to_owned());
         }
+        let query_time = duration("limits.query_time", &limits.query_time)?;
+        let running = (config.epoch.running != "never").then(|| duration("epoch.running", &config.epoch.running)).transpose();
         Ok(Self {
             schema: Arc::new(UsageSchema::new(dimensions)),
             log_folder: folder.join(&config.log.dir),
@@ -353,11 +367,13 @@ impl Settings {
             epoch_interval: duration("epoch.interval", &config.epoch.interval)?.max(10_000),
             epoch_bytes: bytes("epoch.size", &config.epoch.size)?,
             checkpoint_interval: duration("epoch.checkpoint", &config.epoch.checkpoint)?,
+            running_interval: running.map_err(|error| format!("{error}, or \"never\""))?,
+            upkeep: config.upkeep.check(query_time)?,
             idle: duration("epoch.idle", &config.epoch.idle)?,
             dedup_horizon: duration("epoch.dedup_horizon", &config.epoch.dedup_horizon)?,
             queue_bytes: size("limits.queue_size", &limits.queue_size)?,
             query_bytes: size("limits.query_memory", &limits.query_memory)?,
-            query_time: duration("limits.query_time", &limits.query_time)?,
+            query_time,
             file_bytes: bytes("limits.file_size", &limits.file_size)?,
             adopted_bytes: bytes("limits.adopted_size", &limits.adopted_size)?,
             future_skew: duration("limits.future_skew", &limits.future_skew)?,

@@ -4,13 +4,14 @@ mod durable;
 pub mod owner;
 mod table;
 
-pub use table::{AppendOutcome, LakeTable, TableSpec};
+pub use table::{AppendOutcome, DataFile, LakeTable, Rewrite, TableChange, TableSpec};
 
 use std::path::Path as FilePath;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use deltalake_core::logstore::{LogStoreRef, StorageConfig, default_logstore};
+use futures::TryStreamExt;
 use object_store::aws::AmazonS3Builder;
 use object_store::local::LocalFileSystem;
 use object_store::path::Path;
@@ -211,6 +212,26 @@ impl Lake {
             Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// Paths below the lake's root of all files under `folder`, with the time when each was last written, µs UTC.
+    ///
+    /// # Errors
+    /// [`LakeError::Store`].
+    pub async fn files_below(&self, folder: &str) -> Result<Vec<(String, i64)>, LakeError> {
+        let root = self.location.path.clone();
+        let listed: Vec<_> = self.location.store.list(Some(&self.location.child(folder))).try_collect().await?;
+        let below = |path: &Path| path.prefix_match(&root).map(|parts| parts.map(|part| part.as_ref().to_owned()).collect::<Vec<_>>());
+        let named = listed.iter().filter_map(|object| Some((below(&object.location)?.join("/"), object.last_modified.timestamp_micros())));
+        Ok(named.collect())
+    }
+
+    /// Removes small files; what is gone already is no error.
+    ///
+    /// # Errors
+    /// [`LakeError::Store`].
+    pub async fn remove_all(&self, names: &[String]) -> Result<(), LakeError> {
+        table::delete_all(self.location.store.as_ref(), names.iter().map(|name| self.location.child(name)).collect()).await
     }
 
     /// Names of the files directly in `folder`, sorted.

@@ -21,3 +21,4 @@ pub mod log;
 pub mod pipeline;
 pub mod query;
 pub mod status;
+pub mod upkeep;

@@ -1,5 +1,6 @@
 //! The live engine: connectors, epochs and the HTTP surface, until it is told to stop.
 
+mod between;
 mod commands;
 
 use std::net::SocketAddr;
@@ -23,6 +24,7 @@ use crate::capture::CaptureProgress;
 use crate::epoch::{EpochError, EpochReport, Epochs, Finalize, running_rows};
 use crate::lake::{LakeError, Location};
 use crate::pipeline::{OpenError, Pipeline};
+use between::BetweenEpochs;
 use commands::{COMMANDS, Commands, ProjectFiles};
 
 /// Time for connectors to finish what is under way.
@@ -68,6 +70,7 @@ pub async fn run(
     ready.store(true, Ordering::Release);
     let interval = Duration::from_micros(pipeline.settings.epoch_interval.unsigned_abs());
     let checkpoints = Duration::from_micros(pipeline.settings.checkpoint_interval.unsigned_abs());
+    let mut between = BetweenEpochs::new(&pipeline.settings);
     let outcome = epochs(
         &mut pipeline.epochs,
         &pipeline.progress,
@@ -76,9 +79,11 @@ pub async fn run(
         &mut tasks,
         &mut asked,
         &mut commands,
+        &mut between,
         &mut epoch,
     )
     .await;
+    drop(between);
     ready.store(false, Ordering::Release);
     // Commands that wait are told that nobody does them.
     drop(commands);
@@ -110,6 +115,7 @@ pub async fn run(
     outcome
 }
 
+#[allow(clippy::too_many_arguments)]
 async fn epochs(
     epochs: &mut Epochs,
     progress: &CaptureProgress,
@@ -118,6 +124,7 @@ async fn epochs(
     tasks: &mut JoinSet<Result<(), String>>,
     asked: &mut mpsc::Receiver<RunningQuestion>,
     commands: &mut Commands,
+    between: &mut BetweenEpochs,
     report: &mut impl FnMut(&EpochReport),
 ) -> Result<(), OpenError> {
     let mut pause = interval;
@@ -133,6 +140,10 @@ async fn epochs(
                 command = commands.next() => tokio::select! {
                     () = stop.cancelled() => return Ok(()),
                     () = commands.obey(command, epochs, report) => {}
+                },
+                work = between.next(epochs.running_is_stale()) => tokio::select! {
+                    () = stop.cancelled() => return Ok(()),
+                    () = between.run(epochs, work) => {}
                 },
                 Some(ended) = tasks.join_next() => {
                     match ended {

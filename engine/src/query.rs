@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use arrow::array::{Array, ArrayRef, AsArray, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray};
 use arrow::datatypes::{DataType, Decimal128Type, Field, Schema};
+use datafusion::catalog::TableProvider;
 use datafusion::datasource::MemTable;
 use datafusion::error::DataFusionError;
 use datafusion::execution::session_state::SessionStateBuilder;
@@ -17,7 +18,7 @@ use ratemill_schemas::{Decimal, Rounding};
 
 use crate::adopted::Adopted;
 use crate::config::{ConfigError, Settings};
-use crate::epoch::{Changes, ClosedPeriod, latest_completion, table_specs};
+use crate::epoch::{Changes, ClosedPeriod, OWNER, RUNNING, latest_completion, running_spec, table_specs};
 use crate::lake::{Lake, LakeError, LakeTable};
 
 /// Why a query was not answered.
@@ -76,7 +77,7 @@ impl Reader {
             versions.adopted,
         ]) {
             if let Some(table) = LakeTable::open(&lake, spec.name, spec.partitions).await? {
-                let table = table.at_version(version).await?;
+                let table = table.from_version(&lake, version, &[OWNER]).await?;
                 if spec.name == "changes" {
                     changes = Changes::load(&context, &table, &settings.schema, &completion.state.waiting).await?;
                 }
@@ -86,6 +87,13 @@ impl Reader {
                 context.register_table(spec.name, table.provider()?)?;
             }
         }
+        let running = running_spec();
+        let provisional: Arc<dyn TableProvider> = match LakeTable::open(&lake, running.name, running.partitions).await? {
+            // Publications between two epochs are as of the epoch before.
+            Some(table) => table.from_version(&lake, versions.running_charges, &[OWNER, RUNNING]).await?.provider()?,
+            None => Arc::new(MemTable::try_new(running.schema, vec![Vec::new()])?),
+        };
+        context.register_table(running.name, provisional)?;
         if let Ok(stored) = context.table_provider("usage").await {
             let usage = adopted.map_or_else(|| Arc::clone(&stored), |adopted| adopted.over(Arc::clone(&stored)));
             context.deregister_table("usage")?;

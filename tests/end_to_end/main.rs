@@ -24,6 +24,8 @@ mod project;
 mod regressions;
 mod rules;
 mod running;
+mod running_table;
 mod servers;
 mod structure;
+mod upkeep;
 mod wrong_rules;

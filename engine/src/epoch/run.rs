@@ -23,6 +23,7 @@ use super::due::{self, Finalize};
 use super::folds::{Folds, tracked_version};
 use super::manifest::{Completion, Manifest, WindowTask, completion_name, encode, manifest_name, read};
 use super::moved::MovedSubjects;
+use super::running_table::{RunningTable, running_spec};
 use super::state::{EngineState, TableVersions};
 use crate::adopted::Adopted;
 use crate::capture::CaptureProgress;
@@ -34,7 +35,7 @@ use crate::log::{self, Frame, LogError};
 /// Name of the application transactions of epochs.
 pub(super) const APPLICATION: &str = "ratemill/epoch";
 /// Name of the application transaction that a new owner commits to every table.
-const OWNER: &str = "ratemill/owner";
+pub(crate) const OWNER: &str = "ratemill/owner";
 
 /// Why an epoch failed. It is tried again with the same manifest.
 #[derive(Debug, thiserror::Error)]
@@ -114,13 +115,6 @@ pub(super) struct Tables {
     pub(super) adopted: LakeTable,
 }
 
-impl Tables {
-    fn all_mut(&mut self) -> [&mut LakeTable; 6] {
-        let Self { usage, rejected, files, charges, changes, adopted } = self;
-        [usage, rejected, files, charges, changes, adopted]
-    }
-}
-
 /// Runs epochs, one after the other.
 #[derive(Debug)]
 pub struct Epochs {
@@ -152,6 +146,8 @@ pub struct Epochs {
     pub(super) moved: MovedSubjects,
     /// Open windows as folded state; none in a batch, which reads its usage once anyway.
     pub(super) folds: Folds,
+    /// What open windows come to, as a table.
+    pub(super) running: RunningTable,
     /// A manifest that is written, but not completed: it is finished before anything else.
     pub(super) unfinished: Option<Manifest>,
     /// Windows whose rule failed since the start: not tried again before there is new usage.
@@ -239,6 +235,12 @@ pub fn table_specs(schema: &UsageSchema) -> [TableSpec; 6] {
     ]
 }
 
+/// Those, and the table of running charges.
+#[must_use]
+pub fn lake_tables(schema: &UsageSchema) -> Vec<TableSpec> {
+    table_specs(schema).into_iter().chain([running_spec()]).collect()
+}
+
 impl Epochs {
     /// Opens the tables, makes the new generation known to each, keeps the present rules and reference data in the
     /// lake, and finishes an epoch that was interrupted.
@@ -256,15 +258,16 @@ impl Epochs {
             adopted: LakeTable::open_or_create(&lake, &adopted).await?,
         };
         let generation = i64::try_from(ownership.generation()).unwrap_or(i64::MAX);
-        for table in tables.all_mut() {
-            table.append(&[], OWNER, generation).await?;
-        }
-        let versions = completion.as_ref().map_or_else(TableVersions::default, |completion| completion.versions);
-        let (last, state) = completion.map_or_else(|| (0, EngineState::default()), |completion| (completion.epoch, completion.state));
         let runtime = runtime(&setup.limits)?;
         let (authority, store) = lake.root_store();
         runtime.register_object_store(&authority, store);
         let context = session(Arc::clone(&runtime), &setup.limits);
+        let mut running = RunningTable::open(&lake, &context, &setup.project).await?;
+        for table in tables.each_mut().into_iter().chain([&mut running.table]) {
+            table.append(&[], OWNER, generation).await?;
+        }
+        let versions = completion.as_ref().map_or_else(TableVersions::default, |completion| completion.versions);
+        let (last, state) = completion.map_or_else(|| (0, EngineState::default()), |completion| (completion.epoch, completion.state));
         let completed = tables.changes.clone().at_version(versions.changes).await?;
         let changes = Changes::load(&context, &completed, &setup.schema, &state.waiting).await?;
         let completed = tables.adopted.clone().at_version(versions.adopted).await?;
@@ -296,6 +299,7 @@ impl Epochs {
             former: Vec::new(),
             moved: MovedSubjects::default(),
             folds: Folds::default(),
+            running,
             failed: HashSet::new(),
         };
         let project = Arc::clone(&epochs.project);
@@ -543,7 +547,9 @@ impl Epochs {
             self.tables.charges.append(&postings, APPLICATION, epoch).await?;
         }
         tracing::debug!(epoch, elapsed = ?started.elapsed(), "charges stored");
+        self.close_running(&manifest, &state).await;
         self.complete(&manifest, state, changes_after, frames).await?;
+        self.note_running(&manifest, &merged, &parts);
         let count = |batches: &[RecordBatch]| batches.iter().map(RecordBatch::num_rows).sum();
         let corrections = postings
             .iter()
@@ -581,6 +587,7 @@ impl Epochs {
                 charges: self.tables.charges.version(),
                 changes: self.tables.changes.version(),
                 adopted: self.tables.adopted.version(),
+                running_charges: self.running.table.version(),
             },
             state: state.clone(),
         };

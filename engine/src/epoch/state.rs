@@ -27,6 +27,26 @@ pub struct TableVersions {
     /// `adopted`.
     #[serde(default)]
     pub adopted: u64,
+    /// `running_charges`.
+    #[serde(default)]
+    pub running_charges: u64,
+}
+
+impl TableVersions {
+    /// The version of a table.
+    #[must_use]
+    pub fn of(&self, table: &str) -> Option<u64> {
+        Some(match table {
+            "usage" => self.usage,
+            "rejected" => self.rejected,
+            "files" => self.files,
+            "charges" => self.charges,
+            "changes" => self.changes,
+            "adopted" => self.adopted,
+            super::RUNNING_CHARGES => self.running_charges,
+            _ => return None,
+        })
+    }
 }
 
 /// How far an input has come.

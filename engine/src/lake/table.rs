@@ -4,6 +4,11 @@
 //! that was read, without retries: a taken version means that this commit landed in an earlier attempt, or that
 //! somebody else writes, and then the engine stops.
 
+mod upkeep;
+
+pub(super) use upkeep::delete_all;
+pub use upkeep::{DataFile, Rewrite, TableChange};
+
 use std::collections::HashMap;
 use std::num::NonZeroU64;
 use std::sync::Arc;
@@ -59,6 +64,8 @@ pub struct LakeTable {
 
 /// Rows of a Parquet row group.
 const ROW_GROUP_ROWS: usize = 1 << 20;
+/// Bytes of a data file, about.
+const FILE_BYTES: u64 = 256 << 20;
 
 impl LakeTable {
     /// Opens the table, or creates it where it is not there; columns that it lacks are added with the next append.
@@ -125,21 +132,32 @@ impl LakeTable {
     pub async fn before_number(self, lake: &Lake, version: u64, application: &str, number: i64) -> Result<Self, LakeError> {
         let mut reached = version;
         for next in version + 1..=self.version() {
-            let name = format!("{}/_delta_log/{next:020}.json", self.name);
-            let unreadable = |message: String| LakeError::File { path: name.clone(), message };
-            let commit = lake.read(&name).await?.ok_or_else(|| unreadable("it is gone".to_owned()))?;
-            let mut is_later = false;
-            for line in commit.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
-                let action: serde_json::Value = serde_json::from_slice(line).map_err(|error| unreadable(error.to_string()))?;
-                let transaction = &action["txn"];
-                is_later |= transaction["appId"] == application && transaction["version"].as_i64().is_some_and(|found| found > number);
-            }
-            if is_later {
+            if self.transactions(lake, next).await?.iter().any(|(name, found)| name == application && *found > number) {
                 break;
             }
             reached = next;
         }
         self.at_version(reached).await
+    }
+
+    /// The application transactions of a commit: name and number of each.
+    async fn transactions(&self, lake: &Lake, version: u64) -> Result<Vec<(String, i64)>, LakeError> {
+        let path = format!("{}/_delta_log/{version:020}.json", self.name);
+        let unreadable = |message: String| LakeError::File { path: path.clone(), message };
+        let commit = lake.read(&path).await?.ok_or_else(|| unreadable("it is gone".to_owned()))?;
+        let mut found = Vec::new();
+        for line in commit.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
+            let action: serde_json::Value = serde_json::from_slice(line).map_err(|error| unreadable(error.to_string()))?;
+            let transaction = &action["txn"];
+            found.extend(transaction["appId"].as_str().map(str::to_owned).zip(transaction["version"].as_i64()));
+        }
+        Ok(found)
+    }
+
+    /// Its folder below the lake's root.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        self.name
     }
 
     /// The loaded version.
@@ -163,11 +181,15 @@ impl LakeTable {
     /// # Errors
     /// [`LakeError::Delta`].
     pub fn provider(&self) -> Result<Arc<dyn TableProvider>, LakeError> {
+        Ok(Arc::new(self.scan()?))
+    }
+
+    fn scan(&self) -> Result<DeltaScanNext, LakeError> {
         let failed = |error| delta(self.name, error);
         let mut config = DeltaScanConfig::new().with_wrap_partition_values(false).with_parquet_pushdown(true);
         config.schema_force_view_types = false;
         let snapshot = self.table.snapshot().map_err(failed)?.snapshot().clone();
-        Ok(Arc::new(DeltaScanNext::new(snapshot, config).map_err(|error| failed(error.into()))?))
+        DeltaScanNext::new(snapshot, config).map_err(|error| failed(error.into()))
     }
 
     /// The last number committed under `application`.
@@ -192,7 +214,13 @@ impl LakeTable {
         let mut actions = Vec::new();
         let schema = self.extended_schema(batches, &mut actions)?;
         actions.extend(self.write(batches, &schema).await?.into_iter().map(Action::Add));
-        self.commit(actions, application, number).await
+        let operation = self.writing(SaveMode::Append);
+        self.commit(actions, operation, application, number).await
+    }
+
+    fn writing(&self, mode: SaveMode) -> DeltaOperation {
+        let partition_by = Some(self.partitions.iter().map(|name| (*name).to_owned()).collect());
+        DeltaOperation::Write { mode, partition_by, predicate: None }
     }
 
     /// The table's schema, with nullable columns for those of the batches that it lacks.
@@ -219,10 +247,18 @@ impl LakeTable {
     }
 
     async fn write(&self, batches: &[RecordBatch], schema: &SchemaRef) -> Result<Vec<deltalake_core::kernel::Add>, LakeError> {
-        let failed = |error| delta(self.name, error);
         if batches.iter().all(|batch| batch.num_rows() == 0) {
             return Ok(Vec::new());
         }
+        let mut writer = self.writer(schema)?;
+        for batch in batches {
+            writer.write(&self.conform(batch, schema)?).await.map_err(|error| delta(self.name, error))?;
+        }
+        writer.close().await.map_err(|error| delta(self.name, error))
+    }
+
+    fn writer(&self, schema: &SchemaRef) -> Result<DeltaWriter, LakeError> {
+        let failed = |error| delta(self.name, error);
         let statistics = WriterStatsConfig::from_config(self.table.snapshot().map_err(failed)?.snapshot().table_configuration());
         let level = ZstdLevel::try_new(1).unwrap_or_default();
         let properties =
@@ -232,16 +268,12 @@ impl LakeTable {
             Arc::clone(schema),
             partitions,
             Some(properties),
-            NonZeroU64::new(256 << 20),
+            NonZeroU64::new(FILE_BYTES),
             None,
             statistics.num_indexed_cols,
             statistics.stats_columns,
         );
-        let mut writer = DeltaWriter::new(self.table.object_store(), config);
-        for batch in batches {
-            writer.write(&self.conform(batch, schema)?).await.map_err(failed)?;
-        }
-        writer.close().await.map_err(failed)
+        Ok(DeltaWriter::new(self.table.object_store(), config))
     }
 
     /// The columns of the batch in the order of the table, absent ones as nulls.
@@ -262,13 +294,14 @@ impl LakeTable {
         RecordBatch::try_new(Arc::clone(schema), columns).map_err(arrow)
     }
 
-    async fn commit(&mut self, actions: Vec<Action>, application: &str, number: i64) -> Result<AppendOutcome, LakeError> {
+    async fn commit(
+        &mut self,
+        actions: Vec<Action>,
+        operation: DeltaOperation,
+        application: &str,
+        number: i64,
+    ) -> Result<AppendOutcome, LakeError> {
         let failed = |error| delta(self.name, error);
-        let operation = DeltaOperation::Write {
-            mode: SaveMode::Append,
-            partition_by: Some(self.partitions.iter().map(|name| (*name).to_owned()).collect()),
-            predicate: None,
-        };
         let data = CommitData::new(actions, operation, HashMap::new(), vec![Transaction::new(application, number)]);
         let bytes = data.get_bytes().map_err(|error| failed(error.into()))?;
         let version = self.version() + 1;
