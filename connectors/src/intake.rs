@@ -70,6 +70,27 @@ pub struct Intake {
     room_bytes: usize,
 }
 
+/// How full a queue is.
+#[derive(Debug, Clone)]
+pub struct QueueRoom {
+    room: Arc<Semaphore>,
+    capacity: usize,
+}
+
+impl QueueRoom {
+    /// Bytes that wait and are not acknowledged.
+    #[must_use]
+    pub fn taken(&self) -> usize {
+        self.capacity.saturating_sub(self.room.available_permits())
+    }
+
+    /// Bytes that the queue takes.
+    #[must_use]
+    pub fn capacity(&self) -> usize {
+        self.capacity
+    }
+}
+
 impl Intake {
     /// A queue bounded to about `room_bytes` of decoded usage, and its receiving end.
     #[must_use]
@@ -77,6 +98,12 @@ impl Intake {
         let (queue, receiver) = mpsc::channel(QUEUE_SUBMISSIONS_MAX);
         let room_bytes = room_bytes.clamp(1, Semaphore::MAX_PERMITS);
         (Self { queue, room: Arc::new(Semaphore::new(room_bytes)), room_bytes }, receiver)
+    }
+
+    /// Looks at how full the queue is, without holding it open.
+    #[must_use]
+    pub fn room(&self) -> QueueRoom {
+        QueueRoom { room: Arc::clone(&self.room), capacity: self.room_bytes }
     }
 
     /// Submits, waiting while the queue is full; returns once the batch is durable.

@@ -11,4 +11,4 @@ pub mod intake;
 pub mod mapping;
 pub mod mqtt;
 
-pub use intake::{AdoptedRows, Intake, IntakeError, Receipt, Submission};
+pub use intake::{AdoptedRows, Intake, IntakeError, QueueRoom, Receipt, Submission};

@@ -1,4 +1,4 @@
-//! The HTTP surface: usage in; running charges, health and metrics out.
+//! The HTTP surface: usage in; running charges, status, health and metrics out.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::epoch::{ApplyRequest, ChangeScope};
 use crate::live::{Command, Refusal};
+use crate::pulse::{LiveStatus, Vitals};
 use crate::query::with_exact_texts;
 
 /// Longest wait for an answer from between two epochs.
@@ -53,6 +54,8 @@ pub struct Questions {
     pub keys: ApiKeys,
     /// Names of the rules.
     pub rules: watch::Receiver<Vec<String>>,
+    /// What the engine knows of itself.
+    pub vitals: Vitals,
 }
 
 /// Who may operate the engine, and where commands go.
@@ -64,10 +67,10 @@ pub struct Operations {
     pub keys: ApiKeys,
 }
 
-/// The routes: `POST /v1/events`, `GET /v1/running-charges`, `POST /v1/apply`, `POST /v1/reload`, `/healthz`, `/readyz`,
-/// `/metrics`.
+/// The routes: `POST /v1/events`, `GET /v1/running-charges`, `GET /v1/status`, `POST /v1/apply`, `POST /v1/reload`, `/healthz`,
+/// `/readyz`, `/metrics`.
 pub fn routes(events: Arc<EventsState>, health: Health, questions: Questions, operations: Operations) -> Router {
-    let charges = Router::new().route("/v1/running-charges", get(running_charges)).with_state(questions);
+    let charges = Router::new().route("/v1/running-charges", get(running_charges)).route("/v1/status", get(status)).with_state(questions);
     let operations = Router::new().route("/v1/apply", post(apply)).route("/v1/reload", post(reload)).with_state(operations);
     Router::new()
         .merge(charges)
@@ -88,7 +91,7 @@ pub fn routes(events: Arc<EventsState>, health: Health, questions: Questions, op
             Problem::new(
                 StatusCode::NOT_FOUND,
                 "Not found",
-                "the paths are POST /v1/events, GET /v1/running-charges, POST /v1/apply, POST /v1/reload, /healthz, /readyz and /metrics",
+                "the paths are POST /v1/events, GET /v1/running-charges, GET /v1/status, POST /v1/apply, POST /v1/reload, /healthz, /readyz and /metrics",
             )
         })
 }
@@ -131,6 +134,12 @@ async fn running_charges(
     let body = ndjson(&rows, query.customer_id.as_deref())
         .map_err(|error| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "Charges cannot be written", error.to_string()))?;
     Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], body).into_response())
+}
+
+/// What the engine knows of itself; to be read by who may read charges.
+async fn status(State(questions): State<Questions>, headers: HeaderMap) -> Result<axum::Json<LiveStatus>, Problem> {
+    questions.keys.check_reading(&headers)?;
+    Ok(axum::Json(questions.vitals.status()))
 }
 
 /// What is asked of pending changes; everything may be left out.

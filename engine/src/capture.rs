@@ -18,6 +18,7 @@ use tokio::sync::{Notify, mpsc};
 use crate::adopted::Part;
 use crate::dedup::{Admission, DedupIndex};
 use crate::log::{Frame, InputProgress, LogError, LogWriter, LoggedFile};
+use crate::pulse::{Outcome, Pulse};
 
 /// Rows of one group.
 const GROUP_ROWS: usize = 100_000;
@@ -35,6 +36,8 @@ pub struct CaptureProgress {
     pub drained: AtomicI64,
     /// Rung after each group.
     pub grown: Notify,
+    /// Counts, for those who ask how the engine is.
+    pub pulse: Pulse,
     /// Keys of adopted files that are not in the lake yet, by the position of the first row.
     adopted_keys: Mutex<HashMap<i64, Vec<EventKey>>>,
 }
@@ -91,7 +94,7 @@ impl Capture {
             }
             if self.progress.undrained_bytes.load(Ordering::Acquire) > self.quota {
                 for submission in group {
-                    count(&submission.input, "refused", submission.usage.records());
+                    self.progress.pulse.count(&submission.input, Outcome::Refused, submission.usage.records());
                     let _ = submission.reply.send(Err(IntakeError::Full));
                 }
                 continue;
@@ -111,6 +114,7 @@ impl Capture {
         let mut claims: Vec<FileClaim> = Vec::new();
         let mut adopted: Vec<(LoggedFile, Vec<EventKey>)> = Vec::new();
         let mut inputs: HashMap<Arc<str>, Option<i64>> = HashMap::new();
+        let mut runs: Vec<(Arc<str>, usize, usize)> = Vec::new();
         let mut duplicates = 0;
         for mut submission in group {
             let mut verdicts = self.verdicts(&submission, &mut rejections)?;
@@ -120,7 +124,7 @@ impl Capture {
                     identity: self.hasher.rejection(&submission.input, &rejection.position, rejection.reason.code(), &rejection.raw),
                     content: 0,
                 };
-                count(&submission.input, "rejected", 1);
+                self.progress.pulse.count(&submission.input, Outcome::Rejected, 1);
                 metrics::counter!("ratemill_rejected_total", "reason" => rejection.reason.code()).increment(1);
                 if self.dedup.check(key)? == Verdict::Accepted {
                     rejections.push((Arc::clone(&submission.input), rejection));
@@ -131,6 +135,8 @@ impl Capture {
             if let Some(batch) = &submission.usage.changes {
                 changes.extend(accepted(batch, of_changes).map_err(|source| self.arrow(source))?);
             }
+            let taken = |verdicts: &[Verdict]| verdicts.iter().filter(|verdict| **verdict == Verdict::Accepted).count();
+            runs.push((Arc::clone(&submission.input), taken(of_usage), taken(of_changes)));
             if let Some(rows) = submission.adopted.take() {
                 verdicts = self.adopt(&submission.input, rows, &mut adopted)?;
                 duplicates += verdicts.iter().filter(|verdict| **verdict == Verdict::Duplicate).count();
@@ -157,7 +163,10 @@ impl Capture {
         };
         let inputs = inputs.into_iter().map(|(input, time_max)| InputProgress { input: input.to_string(), time_max }).collect();
         let (adopted, keys): (Vec<LoggedFile>, Vec<Vec<EventKey>>) = adopted.into_iter().unzip();
-        let mut frame = Frame::new(usage, rejected, duplicates, inputs, claims).with_changes(changes).with_adopted(adopted);
+        let mut frame = Frame::new(usage, rejected, duplicates, inputs, claims)
+            .with_changes(changes)
+            .with_runs(runs.iter().map(|(input, rows, changes)| (&**input, *rows, *changes)))
+            .with_adopted(adopted);
         if !frame.is_empty() {
             self.log.append(&mut frame, time::now(), self.progress.drained.load(Ordering::Acquire))?;
             self.hand_over(&frame, keys);
@@ -166,6 +175,7 @@ impl Capture {
             self.progress.grown.notify_one();
             metrics::histogram!("ratemill_log_commit_duration_seconds").record(started.elapsed());
         }
+        self.progress.pulse.note_ids(self.dedup.len());
         self.answer(pending);
         Ok(())
     }
@@ -180,7 +190,7 @@ impl Capture {
         let AdoptedRows { file, mut keys } = rows;
         let Admission::Admitted(left_out) = self.dedup.admit(&keys)? else { return Ok(vec![Verdict::Conflict]) };
         let verdicts = vec![Verdict::Duplicate; left_out.len()];
-        count(input, "accepted", keys.len() - left_out.len());
+        self.progress.pulse.count(input, Outcome::Accepted, keys.len() - left_out.len());
         if left_out.len() < keys.len() {
             let mut known = left_out.iter().copied().peekable();
             let mut row = 0;
@@ -242,9 +252,11 @@ impl Capture {
     fn answer(&self, pending: Vec<Pending>) {
         for Pending { submission, verdicts } in pending {
             let of = |verdict| verdicts.iter().filter(|given| **given == verdict).count();
-            count(&submission.input, "accepted", of(Verdict::Accepted));
-            count(&submission.input, "duplicate", of(Verdict::Duplicate));
-            count(&submission.input, "conflict", of(Verdict::Conflict) + of(Verdict::AmendmentConflict));
+            let pulse = &self.progress.pulse;
+            pulse.count(&submission.input, Outcome::Accepted, of(Verdict::Accepted));
+            pulse.count(&submission.input, Outcome::Duplicate, of(Verdict::Duplicate));
+            pulse.count(&submission.input, Outcome::Conflict, of(Verdict::Conflict) + of(Verdict::AmendmentConflict));
+            pulse.note_event(&submission.input, submission.usage.time_max);
             // A sender that went away sends again, and is told of duplicates then.
             let _ = submission.reply.send(Ok(Receipt { log_id: Arc::clone(&self.log_id), position: self.log.position(), verdicts }));
         }
@@ -258,12 +270,6 @@ impl Capture {
 fn weigh(submission: &Submission) -> (usize, usize) {
     let keys = submission.adopted.as_ref().map_or(0, |adopted| adopted.keys.len());
     (submission.usage.records() + keys, submission.usage.batch.get_array_memory_size())
-}
-
-fn count(input: &str, outcome: &'static str, events: usize) {
-    if events > 0 {
-        metrics::counter!("ratemill_ingest_events_total", "connector" => input.to_owned(), "outcome" => outcome).increment(events as u64);
-    }
 }
 
 /// The accepted rows; `None` when there are none.

@@ -14,6 +14,7 @@ mod run;
 mod sql;
 mod status;
 mod table;
+mod tap;
 mod test;
 mod upkeep;
 
@@ -59,7 +60,7 @@ enum Command {
     Init(init::Init),
     /// Check rules, reference data and configuration.
     Check(check::Check),
-    /// Say what a rule reads, how its windows are evaluated, where its columns come from, and show its plan.
+    /// Explain a rule (what it reads, how it is evaluated, its plan) or a charge (what it is made of, down to the usage events).
     Explain(explain::Explain),
     /// Rate files once: usage in, charges out.
     Rate(rate::Rate),
@@ -81,6 +82,8 @@ enum Command {
     Status(status::Status),
     /// Join small files of the lake's tables, write Delta checkpoints, and remove what nobody needs any more.
     Upkeep(upkeep::Upkeep),
+    /// Show usage events, voids and amendments as they are acknowledged, or rejected records, as NDJSON.
+    Tap(tap::Tap),
     /// Run the rule tests and audits of a project.
     Test(test::Test),
     /// Query usage, charges, running_charges, rejected, invoice_lines, invoice_totals, closed_periods and reference tables (read-only).
@@ -200,6 +203,7 @@ pub fn main() -> ExitCode {
             Command::Sql(sql) => sql.run().await,
             Command::Status(status) => status.run().await,
             Command::Upkeep(upkeep) => upkeep.run().await,
+            Command::Tap(tap) => tap.run().await,
             Command::Rejected(rejected) => rejected.run().await,
         }
     });

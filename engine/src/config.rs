@@ -313,6 +313,25 @@ impl Settings {
         Self::read(folder, true)
     }
 
+    /// Names of the connectors.
+    #[must_use]
+    pub fn inputs(&self) -> Vec<String> {
+        self.inputs_where(|_| true)
+    }
+
+    /// Those of them that move the watermark.
+    #[must_use]
+    pub fn moving_inputs(&self) -> Vec<String> {
+        self.inputs_where(|files| !files.historical)
+    }
+
+    fn inputs_where(&self, is_wanted: impl Fn(&FilesConfig) -> bool) -> Vec<String> {
+        let config = &self.config;
+        let files = config.files.iter().filter(|files| is_wanted(files)).map(|files| files.name.clone());
+        let http = config.http.iter().map(|_| "http".to_owned());
+        config.mqtt.iter().map(|mqtt| mqtt.name.clone()).chain(files).chain(http).collect()
+    }
+
     fn read(folder: &Path, unset_is_empty: bool) -> Result<Self, ConfigError> {
         let path = folder.join("ratemill.toml");
         let text = std::fs::read_to_string(&path).map_err(|source| ConfigError::Read { path: path.clone(), source })?;

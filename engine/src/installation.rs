@@ -2,7 +2,6 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use ratemill_schemas::EventHasher;
@@ -14,24 +13,6 @@ use crate::log::{LogError, sync_folder};
 struct Identity {
     log_id: String,
     hash_key: [u64; 2],
-}
-
-/// Where the engine listens that writes this log.
-const ADDRESS: &str = "engine.json";
-
-#[derive(Debug, Serialize, Deserialize)]
-struct EngineAddress {
-    url: String,
-    generation: u64,
-}
-
-/// The URL of the engine that writes the log in `folder` and holds `generation` of the lake; `None` where it has no listener,
-/// or another engine had the log when the address was noted.
-#[must_use]
-pub fn engine_url(folder: &Path, generation: u64) -> Option<String> {
-    let text = std::fs::read(folder.join(ADDRESS)).ok()?;
-    let told: EngineAddress = serde_json::from_slice(&text).ok()?;
-    (told.generation == generation).then_some(told.url)
 }
 
 /// A locked log folder.
@@ -104,20 +85,6 @@ impl Installation {
     pub fn note_generation(&self, generation: u64) -> Result<(), LogError> {
         let path = self.folder.join("generation");
         write_synced(&self.folder, &path, generation.to_string().as_bytes()).map_err(|error| LogError::io(&path, error))
-    }
-
-    /// Notes where the engine listens that holds `generation` of the lake, for commands on this machine; without it they are
-    /// refused, so that a failure only warns.
-    pub fn note_address(&self, address: SocketAddr, generation: u64) {
-        let mut reached = address;
-        if reached.ip().is_unspecified() {
-            reached.set_ip(if reached.is_ipv4() { Ipv4Addr::LOCALHOST.into() } else { Ipv6Addr::LOCALHOST.into() });
-        }
-        let told = EngineAddress { url: format!("http://{reached}"), generation };
-        let written = serde_json::to_vec(&told).map_err(std::io::Error::from);
-        if let Err(error) = written.and_then(|told| std::fs::write(self.folder.join(ADDRESS), told)) {
-            tracing::warn!(%error, "the address of the engine could not be noted; commands to it need --engine URL");
-        }
     }
 
     /// Hashes event ids under this installation's key.

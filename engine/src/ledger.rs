@@ -1,5 +1,6 @@
 //! The ledger: the difference between what a window was charged and what it is worth now, as rows to append.
 
+pub mod chain;
 pub mod net;
 
 use std::collections::{HashMap, HashSet};

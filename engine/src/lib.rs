@@ -19,6 +19,8 @@ pub mod ledger;
 pub mod live;
 pub mod log;
 pub mod pipeline;
+pub mod pulse;
 pub mod query;
 pub mod status;
 pub mod upkeep;
+pub mod tap;

@@ -24,6 +24,7 @@ use crate::capture::CaptureProgress;
 use crate::epoch::{EpochError, EpochReport, Epochs, Finalize, running_rows};
 use crate::lake::{LakeError, Location};
 use crate::pipeline::{OpenError, Pipeline};
+use crate::pulse::{Beacon, Vitals};
 use between::BetweenEpochs;
 use commands::{COMMANDS, Commands, ProjectFiles};
 
@@ -55,6 +56,11 @@ pub async fn run(
     if pipeline.settings.config.epoch.fold {
         pipeline.epochs.start_folding().await?;
     }
+    let vitals = Vitals::new(Arc::clone(&pipeline.progress), pipeline.intake.room(), pipeline.settings.log_quota)
+        .holding(pipeline.epochs.generation());
+    note_state(&pipeline.epochs, &pipeline.progress);
+    let beacon = Beacon::start(pipeline.installation.folder(), vitals.clone())
+        .map_err(|error| OpenError::Connector(format!("no thread for the status: {error}")))?;
     let connectors = CancellationToken::new();
     let mut tasks: JoinSet<Result<(), String>> = JoinSet::new();
     let ready = Arc::new(AtomicBool::new(false));
@@ -65,8 +71,8 @@ pub async fn run(
     let (operations, queue) = mpsc::channel(COMMANDS);
     let (rules, names) = watch::channel(pipeline.epochs.project().rules.iter().map(|rule| rule.name.clone()).collect());
     let mut commands = Commands { queue, hangup, files: ProjectFiles::of(&pipeline.settings), rules };
-    let surface = Surface { metrics, questions, operations, rules: names };
-    start_http(&pipeline, &ready, surface, &connectors, &mut tasks, listening).await?;
+    let surface = Surface { metrics, questions, operations, rules: names, vitals };
+    start_http(&pipeline, &ready, (surface, &beacon), &connectors, &mut tasks, listening).await?;
     ready.store(true, Ordering::Release);
     let interval = Duration::from_micros(pipeline.settings.epoch_interval.unsigned_abs());
     let checkpoints = Duration::from_micros(pipeline.settings.checkpoint_interval.unsigned_abs());
@@ -154,6 +160,7 @@ async fn epochs(
                 }
             }
         }
+        let started = std::time::Instant::now();
         // An epoch that is dropped half-way is finished by its manifest, now or at the next start.
         let outcome = tokio::select! {
             () = stop.cancelled() => return Ok(()),
@@ -162,6 +169,8 @@ async fn epochs(
         match outcome {
             Ok(reports) => {
                 reports.iter().for_each(&mut *report);
+                progress.pulse.note_epochs(&reports, started.elapsed());
+                note_state(epochs, progress);
                 pause = interval;
                 if kept_at.elapsed() >= checkpoints && !reports.is_empty() {
                     kept_at = tokio::time::Instant::now();
@@ -174,10 +183,16 @@ async fn epochs(
             Err(error) => {
                 tracing::error!(%error, "the epoch failed; capture goes on, and it will be tried again");
                 metrics::counter!("ratemill_epoch_failures_total").increment(1);
+                progress.pulse.note_failure(&error);
                 pause = (pause * 2).clamp(interval, Duration::from_secs(60).max(interval));
             }
         }
     }
+}
+
+/// Notes how far the lake is, for those who ask.
+fn note_state(epochs: &Epochs, progress: &CaptureProgress) {
+    progress.pulse.note_state(epochs.last(), epochs.state(), epochs.fold_bytes());
 }
 
 /// Answers with the running charges of a rule, or of all.
@@ -200,12 +215,14 @@ struct Surface {
     operations: mpsc::Sender<Command>,
     /// Names of the rules.
     rules: watch::Receiver<Vec<String>>,
+    /// What the engine knows of itself.
+    vitals: Vitals,
 }
 
 async fn start_http(
     pipeline: &Pipeline,
     ready: &Arc<AtomicBool>,
-    surface: Surface,
+    (surface, beacon): (Surface, &Beacon),
     stop: &CancellationToken,
     tasks: &mut JoinSet<Result<(), String>>,
     listening: impl FnOnce(SocketAddr),
@@ -220,13 +237,14 @@ async fn start_http(
         keys: http.api_keys().map_err(OpenError::Connector)?,
         limits: http.limits().map_err(OpenError::Connector)?,
     };
-    let questions = Questions { queue: surface.questions, keys: events.keys.clone(), rules: surface.rules };
+    let questions = Questions { queue: surface.questions, keys: events.keys.clone(), rules: surface.rules, vitals: surface.vitals.clone() };
     let operations = Operations { queue: surface.operations, keys: events.keys.clone() };
     let health = Health { ready: Arc::clone(ready), metrics: surface.metrics };
     let routes = api::routes(Arc::new(events), health, questions, operations);
     let (listener, address) =
         api::listen(http.listen).await.map_err(|error| OpenError::Connector(format!("http.listen = \"{}\": {error}", http.listen)))?;
-    pipeline.installation.note_address(address, pipeline.epochs.generation());
+    surface.vitals.listens(address);
+    beacon.write_now();
     listening(address);
     let stop = stop.clone();
     tasks.spawn(async move { api::serve(listener, routes, stop).await.map_err(|error| format!("http: {error}")) });

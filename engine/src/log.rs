@@ -3,11 +3,13 @@
 //! A segment file holds frames: `RMLG`, length and CRC32C of the payload, payload. On recovery a torn tail is cut; a
 //! bad frame with a valid one behind it is damage, and the engine stops. Positions count logged records, from 0.
 
+mod follow;
 mod frame;
 mod reader;
 mod writer;
 
-pub use frame::{Frame, FrameHeader, InputProgress, LoggedFile};
+pub use follow::LogFollower;
+pub use frame::{Frame, FrameHeader, InputProgress, InputRun, LoggedFile};
 pub use reader::{LogScan, read_range, scan};
 pub use writer::{LogWriter, trim};
 

@@ -23,7 +23,9 @@ use crate::adopted::{self, Adopted, Part};
 use crate::capture::{Capture, CaptureProgress};
 use crate::config::{ConfigError, Settings};
 use crate::dedup::DedupIndex;
-use crate::epoch::{Completion, EpochError, EpochSetup, Epochs, LedgerAudit, frame_keys, latest_completion, rejection_keys, table_specs};
+use crate::epoch::{
+    ChargeExplainer, Completion, EpochError, EpochSetup, Epochs, LedgerAudit, frame_keys, latest_completion, rejection_keys, table_specs,
+};
 use crate::installation::Installation;
 use crate::lake::owner::Ownership;
 use crate::lake::{Lake, LakeError, LakeTable};
@@ -109,6 +111,7 @@ impl Pipeline {
         progress.undrained_bytes.store(tail.iter().map(Frame::weight).sum(), Ordering::Release);
         dedup.insert_all(keys.into_iter());
         dedup.keep(settings.dedup_horizon)?;
+        progress.pulse.note_ids(dedup.len());
         let mut claims = taken_files(&lake, &settings).await?;
         claims.extend(tail.iter().flat_map(|frame| frame.header.claims.iter().cloned()));
         drop(tail);
@@ -136,7 +139,7 @@ impl Pipeline {
             idle: settings.idle,
             future_skew: settings.future_skew,
             epoch_bytes: settings.epoch_bytes,
-            inputs: inputs(&settings),
+            inputs: settings.moving_inputs(),
         };
         let epochs = Epochs::open(lake, ownership, completion, setup).await?;
         let capture = std::thread::Builder::new()
@@ -205,6 +208,20 @@ pub async fn open_audit(folder: &Path, shown: &str) -> Result<Option<LedgerAudit
     Ok(Some(LedgerAudit::open(lake, completion, project, settings.schema, limits, calendar).await?))
 }
 
+/// Opens the ledger of a project to explain charges of it; `None` when there is none yet. It needs no ownership, so that an
+/// engine may run.
+///
+/// # Errors
+/// [`OpenError`].
+pub async fn open_explainer(folder: &Path, shown: &str) -> Result<Option<ChargeExplainer>, OpenError> {
+    let settings = Settings::load_for_reading(folder)?;
+    let (project, _) = RuleProject::load(folder, shown, Arc::clone(&settings.schema)).await.map_err(OpenError::Rules)?;
+    let lake = Lake::open(&settings.config.lake.url, folder)?;
+    let Some(completion) = latest_completion(&lake).await? else { return Ok(None) };
+    let limits = SessionLimits { memory_bytes: settings.query_bytes, ..SessionLimits::default() };
+    Ok(Some(ChargeExplainer::open(lake, &completion, project, settings.schema, limits).await?))
+}
+
 /// Invoicing months.
 fn calendar(settings: &Settings) -> Result<InvoicingCalendar, OpenError> {
     let zone = windows::zone(&settings.config.billing.timezone).map_err(|error| OpenError::Connector(error.to_string()))?;
@@ -213,14 +230,6 @@ fn calendar(settings: &Settings) -> Result<InvoicingCalendar, OpenError> {
 
 fn columns(source: arrow::error::ArrowError) -> OpenError {
     OpenError::Epoch(EpochError::Arrow { epoch: 0, source })
-}
-
-/// Inputs that move the watermark.
-fn inputs(settings: &Settings) -> Vec<String> {
-    let config = &settings.config;
-    let files = config.files.iter().filter(|files| !files.historical).map(|files| files.name.clone());
-    let http = config.http.iter().map(|_| "http".to_owned());
-    config.mqtt.iter().map(|mqtt| mqtt.name.clone()).chain(files).chain(http).collect()
 }
 
 /// The index of event ids, made again from the lake when its files do not hold all that the lake does.

@@ -1,4 +1,5 @@
-//! How far a lake is: its owner, the last epoch, inputs, watermark and windows. Read from the lake, whoever runs it.
+//! How far a lake is: its owner, the last epoch, inputs, watermark and windows. Read from the lake, whoever runs it; and what
+//! the engine says of itself, where it runs on this machine.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -10,11 +11,24 @@ use crate::config::Settings;
 use crate::epoch::{EngineState, latest_completion};
 use crate::lake::Lake;
 use crate::lake::owner::{Holder, holder};
+use crate::pulse::{self, Found, LiveStatus};
 use crate::query::QueryError;
 
 /// What `ratemill status` shows. Instants are RFC 3339 in UTC, spans whole seconds.
 #[derive(Debug, Serialize)]
 pub struct Status {
+    /// What the lake says; none before the first epoch.
+    #[serde(flatten)]
+    pub lake: Option<LakeStatus>,
+    /// Whether an engine runs in the log folder of the project on this machine: `running`, `gone` without a word, or `none`.
+    pub engine: &'static str,
+    /// What it says of itself, or said last.
+    pub live: Option<LiveStatus>,
+}
+
+/// How far the lake is.
+#[derive(Debug, Serialize)]
+pub struct LakeStatus {
     /// URL of the lake.
     pub lake: String,
     /// Who holds it, or held it last.
@@ -64,25 +78,39 @@ pub struct RuleStatus {
 }
 
 impl Status {
-    /// The status of the lake of the project in `folder`.
+    /// The status of the project in `folder`.
     ///
     /// # Errors
-    /// [`QueryError::Empty`] before the first epoch.
+    /// [`QueryError::Empty`] before the first epoch, unless an engine runs.
     pub async fn read(folder: &Path) -> Result<Self, QueryError> {
         let settings = Settings::load_for_reading(folder)?;
-        let lake = Lake::open(&settings.config.lake.url, folder)?;
-        let completion = latest_completion(&lake).await?.ok_or_else(|| QueryError::Empty(lake.url().to_string()))?;
+        let (engine, live) = match pulse::find(&settings.log_folder) {
+            Found::None => ("none", None),
+            Found::Running(live) => ("running", Some(*live)),
+            Found::Gone(live) => ("gone", Some(*live)),
+        };
+        let url = Lake::open(&settings.config.lake.url, folder)?;
+        match LakeStatus::read(&url, settings.idle).await? {
+            None if engine != "running" => Err(QueryError::Empty(url.url().to_string())),
+            lake => Ok(Self { lake, engine, live }),
+        }
+    }
+}
+
+impl LakeStatus {
+    async fn read(lake: &Lake, idle_after: i64) -> Result<Option<Self>, QueryError> {
+        let Some(completion) = latest_completion(lake).await? else { return Ok(None) };
         let clock = now();
         let state = &completion.state;
         let inputs = state.inputs.iter().map(|(name, input)| InputStatus {
             input: name.clone(),
             latest_event: input.time_max.map(format_instant),
             seen_seconds_ago: seconds(clock, input.seen_at),
-            idle: input.seen_at.saturating_add(settings.idle) < clock,
+            idle: input.seen_at.saturating_add(idle_after) < clock,
         });
-        Ok(Self {
+        Ok(Some(Self {
             lake: lake.url().to_string(),
-            owner: holder(&lake).await?,
+            owner: holder(lake).await?,
             epoch: completion.epoch,
             completed_at: format_instant(completion.completed_at),
             completed_seconds_ago: seconds(clock, completion.completed_at),
@@ -91,7 +119,7 @@ impl Status {
             inputs: inputs.collect(),
             rules: rules(state),
             waiting: state.pending.len(),
-        })
+        }))
     }
 }
 

@@ -10,6 +10,7 @@ mod identity;
 mod lifted;
 #[cfg(test)]
 mod property;
+mod provenance;
 mod shape;
 mod single;
 
@@ -31,6 +32,7 @@ pub use blame::Blame;
 pub(crate) use charges::Upstream;
 pub use identity::Identities;
 pub(crate) use lifted::{contracts_in, lifted_over, lifted_plan, planning_session, split_by_target};
+pub use provenance::{EventTotal, PricingCall, Provenance, ReadCharges, ReferenceRows, UsageEvent};
 pub use shape::{CHARGE_COLUMNS, is_identity, stored_type};
 
 use crate::project::RuleProject;

@@ -8,7 +8,7 @@ use ratemill_schemas::Decimal;
 use crate::engine::{ok, sql};
 
 /// Name, and how its usage files are read.
-const EXAMPLES: [(&str, &[&str]); 5] = [
+pub const EXAMPLES: [(&str, &[&str]); 5] = [
     ("business-centre", &[]),
     ("cloud-metering", &[]),
     ("data-rights", &[]),
@@ -21,7 +21,7 @@ fn folder(name: &str) -> PathBuf {
 }
 
 /// A copy, so that the lake of a test stays out of the repository.
-fn copy(name: &str) -> tempfile::TempDir {
+pub fn copy(name: &str) -> tempfile::TempDir {
     fn copy_all(from: &Path, to: &Path) {
         std::fs::create_dir_all(to).unwrap();
         for entry in std::fs::read_dir(from).unwrap() {

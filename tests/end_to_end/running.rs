@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use crate::engine::{Engine, ok, ratemill, sql, try_request, wait};
+use crate::engine::{Engine, ok, sql, try_request, wait};
 use crate::project::{PERIOD_RULE, Project, RULE, kwh, lines, september};
 
 const NET: &str = "SELECT rule, customer_id, item, window_start, sum(amount), sum(quantity) FROM charges
@@ -172,27 +172,6 @@ fn checkpoints_save_reading_and_a_damaged_one_changes_nothing() {
     });
     round(6, &|| assert!(checkpoints().len() <= 3, "{:?}", checkpoints()));
     assert!(folded()[3].contains("events=") && !folded()[3].contains("events=0"), "{}", folded()[3]);
-}
-
-#[test]
-fn status_says_how_far_the_lake_is() {
-    let project = Project::new("[epoch]\ninterval = \"100 milliseconds\"\n[http]\nlisten = \"127.0.0.1:0\"\n");
-    project.write("rules/energy.sql", &RULE.replace("1 day", "3650 days"));
-    let engine = Engine::start(project.path());
-    engine.send(&[kwh("a", "m1", "2026-09-03T10:00:00Z", "10")]);
-    let status = || -> Value { serde_json::from_str(&ok(&["status", "-C", project.text(), "--format", "json"])).unwrap() };
-    wait("the first epoch is over", || ratemill(&["status", "-C", project.text()], &[]).status.success());
-    wait("the usage is in it", || status()["position"] != json!(0));
-    let now = status();
-    assert_eq!(now["watermark"], json!("2026-09-03T10:00:00Z"));
-    assert_eq!((&now["inputs"][0]["input"], &now["inputs"][0]["idle"]), (&json!("http"), &json!(false)));
-    assert_eq!((&now["rules"][0]["rule"], &now["rules"][0]["open"]), (&json!("energy"), &json!(1)));
-    assert_eq!(now["rules"][0]["first_open"], json!("2026-09-01T00:00:00Z"));
-    assert_eq!(now["owner"]["released"], json!(false));
-    engine.stop();
-    assert_eq!(status()["owner"]["released"], json!(true));
-    let text = ok(&["status", "-C", project.text()]);
-    assert!(text.contains("watermark  2026-09-03T10:00:00Z") && text.contains("1 open from 2026-09-01T00:00:00Z"), "{text}");
 }
 
 #[test]

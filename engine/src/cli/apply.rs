@@ -11,7 +11,7 @@ use super::pending::{Format, Scope, text, zone};
 use super::{Failure, Project, stop_signal};
 use crate::config::Settings;
 use crate::epoch::{ApplyError, ApplyRequest, ChangeScope, Finalize};
-use crate::installation::engine_url;
+use crate::pulse::engine_url;
 use crate::lake::{Lake, LakeError, owner};
 use crate::live::Posted;
 use crate::log::LogError;

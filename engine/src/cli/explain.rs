@@ -1,15 +1,13 @@
-//! `ratemill explain`.
+//! `ratemill explain`: a rule, or a charge.
 
-use std::sync::Arc;
+mod charge;
+mod rule;
 
-use clap::{Args, ValueEnum};
-use ratemill_rules::explain::{Explanation, explain};
-use ratemill_rules::{Rule, RuleProject};
-use ratemill_schemas::nearest::did_you_mean;
+use std::path::PathBuf;
 
-use super::{Failure, Project};
-use crate::config::Settings;
-use crate::pipeline::shown;
+use clap::{Args, Subcommand, ValueEnum};
+
+use super::Failure;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Format {
@@ -17,59 +15,38 @@ enum Format {
     Json,
 }
 
-/// `ratemill explain RULE`
+/// `ratemill explain RULE`, `ratemill explain rule RULE` and `ratemill explain charge ID`
 #[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(super) struct Explain {
-    /// The rule; every version of it in the project is explained.
-    rule: String,
-    #[command(flatten)]
-    project: Project,
+    #[command(subcommand)]
+    what: Option<What>,
+    /// The rule; the same as `explain rule RULE`.
+    rule: Option<String>,
+    /// The project folder, which holds ratemill.toml.
+    #[arg(short = 'C', long = "project", default_value = ".", value_name = "DIR")]
+    folder: PathBuf,
     /// How it is written.
     #[arg(long, value_enum, default_value_t = Format::Text)]
     format: Format,
 }
 
-impl Explain {
-    pub(super) async fn run(self) -> Result<(), Failure> {
-        let settings = Settings::load(&self.project.folder).map_err(Failure::usage)?;
-        let loaded = RuleProject::load(&self.project.folder, &shown(&self.project.folder), Arc::clone(&settings.schema)).await;
-        let (project, _) = loaded.map_err(Failure::rules)?;
-        let project = Arc::new(project);
-        let versions: Vec<&Rule> = project.rules.iter().filter(|rule| rule.name == self.rule).collect();
-        if versions.is_empty() {
-            let hint = did_you_mean(&self.rule, project.rules.iter().map(|rule| rule.name.as_str()));
-            return Err(Failure::usage(format!("the project has no rule `{}`{hint}", self.rule)));
-        }
-        let mut explanations = Vec::new();
-        for rule in versions {
-            explanations.push(explain(&project, rule).await.map_err(Failure::failed)?);
-        }
-        match self.format {
-            Format::Json => println!("{}", serde_json::to_string_pretty(&explanations).map_err(Failure::failed)?),
-            Format::Text => explanations.iter().for_each(print),
-        }
-        Ok(())
-    }
+#[derive(Debug, Subcommand)]
+enum What {
+    /// Say what a rule reads, how its windows are evaluated, where its columns come from, and show its plan.
+    Rule(rule::ExplainRule),
+    /// Rate a charge again with what it was rated with, and show the arguments and steps of its price, its usage events,
+    /// reference rows and charges of other rules; exit code 4 where it is not what the ledger has.
+    Charge(charge::ExplainCharge),
 }
 
-fn print(explanation: &Explanation) {
-    let because = |reason: &Option<String>| reason.as_ref().map_or_else(String::new, |reason| format!(": {reason}"));
-    let answer = |yes: bool| if yes { "yes" } else { "no" };
-    println!("{}  version {}  {}", explanation.rule, explanation.version, explanation.file);
-    println!("windows      {}", explanation.windows);
-    println!("effective    {}", explanation.effective);
-    for (index, input) in explanation.inputs.iter().enumerate() {
-        println!("{}{input}", if index == 0 { "reads        " } else { "             " });
+impl Explain {
+    pub(super) async fn run(self) -> Result<(), Failure> {
+        match (self.what, self.rule) {
+            (Some(What::Rule(rule)), _) => rule.run().await,
+            (Some(What::Charge(charge)), _) => charge.run().await,
+            (None, Some(rule)) => rule::explained(&rule, &self.folder, self.format).await,
+            (None, None) => Err(Failure::usage("say what to explain: `ratemill explain rule RULE` or `ratemill explain charge ID`")),
+        }
     }
-    println!("reach        {}", explanation.reach);
-    println!("lifted       {}{}", answer(explanation.lifted), because(&explanation.lifted_because));
-    println!("incremental  {}{}", answer(explanation.incremental), because(&explanation.incremental_because));
-    println!("\ncolumns");
-    let width = explanation.columns.iter().map(|column| column.name.len()).max().unwrap_or(0);
-    for column in &explanation.columns {
-        let from = if column.from.is_empty() { "a constant".to_owned() } else { column.from.join(", ") };
-        let identity = if column.identity { "identity" } else { "" };
-        println!("  {:width$}  {:15}  {identity:8}  {from}", column.name, column.data_type);
-    }
-    println!("\nplan\n{}\n", explanation.plan);
 }

@@ -282,7 +282,12 @@ impl Folds {
             }
         }
         #[allow(clippy::cast_precision_loss)]
-        metrics::gauge!("ratemill_fold_state_bytes").set(self.rules.iter().map(|rule| rule.state.size()).sum::<usize>() as f64);
+        metrics::gauge!("ratemill_fold_state_bytes").set(self.bytes() as f64);
+    }
+
+    /// Bytes that the state takes.
+    pub(super) fn bytes(&self) -> usize {
+        self.rules.iter().map(|rule| rule.state.size()).sum()
     }
 }
 

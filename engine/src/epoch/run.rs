@@ -83,6 +83,13 @@ pub enum EpochError {
     },
 }
 
+impl EpochError {
+    /// Arrow's, where no epoch runs.
+    pub(super) fn arrow(source: arrow::error::ArrowError) -> Self {
+        Self::Query(source.into())
+    }
+}
+
 /// What an epoch did.
 #[derive(Debug, Clone, Default)]
 pub struct EpochReport {
@@ -350,6 +357,18 @@ impl Epochs {
     #[must_use]
     pub fn generation(&self) -> u64 {
         self.ownership.generation()
+    }
+
+    /// The number of the last completed epoch.
+    #[must_use]
+    pub fn last(&self) -> i64 {
+        self.last
+    }
+
+    /// Bytes that the state of open windows takes.
+    #[must_use]
+    pub fn fold_bytes(&self) -> usize {
+        self.folds.bytes()
     }
 
     /// The rules.

@@ -27,6 +27,17 @@ pub struct InputProgress {
     pub time_max: Option<i64>,
 }
 
+/// Records of a frame that came by one input, one after the other.
+#[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq)]
+pub struct InputRun {
+    /// The input, by its place among those of the frame.
+    pub input: usize,
+    /// Usage events.
+    pub rows: usize,
+    /// Voids and amendments.
+    pub changes: usize,
+}
+
 /// A file that a frame makes usage.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct LoggedFile {
@@ -54,6 +65,9 @@ pub struct FrameHeader {
     pub ingested_at: i64,
     /// What the inputs delivered.
     pub inputs: Vec<InputProgress>,
+    /// Which records came by which input, in their order, where there are several inputs.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub runs: Vec<InputRun>,
     /// Files whose rows are all at or before this frame.
     pub claims: Vec<FileClaim>,
     /// Files that are usage as they are.
@@ -118,6 +132,7 @@ impl Frame {
             duplicates,
             ingested_at: 0,
             inputs,
+            runs: Vec::new(),
             claims,
             adopted: Vec::new(),
             usage_bytes: 0,
@@ -146,6 +161,46 @@ impl Frame {
     #[must_use]
     pub fn weight(&self) -> u64 {
         self.bytes + self.header.adopted_rows() * size_of::<EventKey>() as u64
+    }
+
+    /// The same frame, saying which records came by which input: the names of inputs, with their usage events, voids and
+    /// amendments, in the order of the records.
+    #[must_use]
+    pub fn with_runs<'n>(mut self, runs: impl Iterator<Item = (&'n str, usize, usize)>) -> Self {
+        if self.header.inputs.len() < 2 {
+            return self;
+        }
+        let found = &mut self.header.runs;
+        for (name, rows, changes) in runs.filter(|(_, rows, changes)| rows + changes > 0) {
+            let Some(input) = self.header.inputs.iter().position(|progress| progress.input == name) else { continue };
+            match found.last_mut().filter(|last| last.input == input) {
+                Some(last) => (last.rows, last.changes) = (last.rows + rows, last.changes + changes),
+                None => found.push(InputRun { input, rows, changes }),
+            }
+        }
+        self
+    }
+
+    /// The input of each usage event, and of each void and amendment; `None` where it was not noted.
+    #[must_use]
+    pub fn inputs_of_records(&self) -> (Vec<Option<&str>>, Vec<Option<&str>>) {
+        let header = &self.header;
+        if header.runs.is_empty() {
+            let only = match header.inputs.as_slice() {
+                [only] => Some(only.input.as_str()),
+                _ => None,
+            };
+            return (vec![only; header.rows], vec![only; header.changes]);
+        }
+        let (mut rows, mut changes) = (Vec::with_capacity(header.rows), Vec::with_capacity(header.changes));
+        for run in &header.runs {
+            let name = header.inputs.get(run.input).map(|progress| progress.input.as_str());
+            rows.extend(std::iter::repeat_n(name, run.rows));
+            changes.extend(std::iter::repeat_n(name, run.changes));
+        }
+        rows.resize(header.rows, None);
+        changes.resize(header.changes, None);
+        (rows, changes)
     }
 
     /// Whether there is anything to log.

@@ -23,13 +23,14 @@ impl LogScan {
     }
 }
 
-enum Step<'a> {
+/// What lies at an offset of a segment.
+pub(super) enum Step<'a> {
     Frame(&'a [u8], usize),
     End,
     Bad,
 }
 
-fn step(bytes: &[u8], offset: usize) -> Step<'_> {
+pub(super) fn step(bytes: &[u8], offset: usize) -> Step<'_> {
     let rest = &bytes[offset..];
     if rest.is_empty() {
         return Step::End;

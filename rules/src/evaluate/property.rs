@@ -1,10 +1,11 @@
-//! Lifted = one by one, and folded = one by one, held over rules, reference data and usage that are made by chance.
+//! Lifted = one by one, folded = one by one, and charges traced to what is enough for them, held over rules, reference data and usage that are made by chance.
 //!
 //! `RATEMILL_SEED` is the seed of the first case, `RATEMILL_CASES` their number; a case that fails names its seed.
 #![allow(clippy::unwrap_used)]
 
 mod data;
 mod folding;
+mod provenance;
 mod random;
 mod relations;
 mod rules;
@@ -24,6 +25,7 @@ use crate::diagnostics::Diagnostics;
 use crate::project::RuleProject;
 use crate::session::{SessionLimits, runtime};
 use data::{Setup, dealt_out, usage_schema};
+use provenance::Traced;
 use random::Random;
 
 /// Windows that are rated in one case.
@@ -103,6 +105,7 @@ async fn lifted_is_one_by_one() {
         assert!(missing.is_empty(), "never came up: {missing:?}");
         let missing: Vec<&str> = folding::FOLDED.into_iter().filter(|shape| !folded.shapes.contains_key(shape)).collect();
         assert!(missing.is_empty(), "never folded: {missing:?}");
+        assert!(folded.traced > 20 && folded.rated_from_events > 10, "too few charges were traced: {folded:?}");
         let useful = count("charges");
         assert!(useful * 2 > usize::try_from(cases).unwrap(), "only {useful} of {cases} cases charged anything");
     }
@@ -113,6 +116,9 @@ async fn lifted_is_one_by_one() {
 struct Folded {
     shapes: BTreeMap<&'static str, usize>,
     reasons: BTreeMap<String, usize>,
+    /// Charges that were traced, and those that were rated from their events alone, too.
+    traced: usize,
+    rated_from_events: usize,
 }
 
 /// One rule with everything that it reads.
@@ -163,6 +169,11 @@ impl Case {
         match folding::folded(&self, &expected, random).await? {
             Ok(()) => self.shapes.iter().for_each(|shape| *folded.shapes.entry(shape).or_default() += 1),
             Err(reason) => *folded.reasons.entry(reason.to_string()).or_default() += 1,
+        }
+        match provenance::traced(&self, random).await? {
+            Traced::Nothing => {}
+            Traced::Traced => folded.traced += 1,
+            Traced::Enough => folded.rated_from_events += 1,
         }
         let mut some = self.windows.clone();
         some.retain(|_| random.chance(50));

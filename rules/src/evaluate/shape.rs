@@ -249,7 +249,7 @@ fn lists_as_json(lists: &ListArray) -> Result<ArrayRef, arrow::error::ArrowError
     Ok(Arc::new(texts))
 }
 
-fn as_json(array: &ArrayRef, row: usize) -> Result<serde_json::Value, arrow::error::ArrowError> {
+pub(super) fn as_json(array: &ArrayRef, row: usize) -> Result<serde_json::Value, arrow::error::ArrowError> {
     if array.is_null(row) {
         return Ok(serde_json::Value::Null);
     }

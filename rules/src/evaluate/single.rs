@@ -42,11 +42,17 @@ pub(super) async fn run(
     target: &Target,
     upstream: &Upstream,
 ) -> Result<RecordBatch, RateError> {
-    let run = Run { evaluator, rule, set, target, upstream };
+    let run = Run::new(evaluator, rule, set, target, upstream);
     if !rule.options.fan_out_allowed {
         run.refuse_fan_out().await?;
     }
     run.rated(&rule.query).await
+}
+
+impl<'a> Run<'a> {
+    pub(super) fn new(evaluator: &'a Evaluator, rule: &'a Rule, set: &'a WindowSet, target: &'a Target, upstream: &'a Upstream) -> Self {
+        Self { evaluator, rule, set, target, upstream }
+    }
 }
 
 impl Run<'_> {
@@ -116,7 +122,7 @@ impl Run<'_> {
     }
 
     /// A session in which every windowed table holds what belongs to the target, and to `part`.
-    fn context(&self, part: Option<Part<'_>>) -> Result<SessionContext, DataFusionError> {
+    pub(super) fn context(&self, part: Option<Part<'_>>) -> Result<SessionContext, DataFusionError> {
         let evaluator = self.evaluator;
         let context = session(Arc::clone(&evaluator.runtime), &evaluator.limits);
         functions::register_reference_functions(&context, &evaluator.project.reference)?;
@@ -193,7 +199,7 @@ impl Run<'_> {
         Ok(filter_record_batch(charges, &mask)?)
     }
 
-    fn usage(&self, part: Option<Part<'_>>) -> Result<LogicalPlan, DataFusionError> {
+    pub(super) fn usage(&self, part: Option<Part<'_>>) -> Result<LogicalPlan, DataFusionError> {
         let Window { start, end } = self.target.window;
         let mut filter = between(start, end);
         if let (Some(contract), Some(periods)) = (&self.target.contract, self.set.periods()) {
@@ -208,7 +214,7 @@ impl Run<'_> {
     }
 
     /// The last event of each key before the window.
-    fn opening(&self, part: Option<Part<'_>>) -> Result<LogicalPlan, DataFusionError> {
+    pub(super) fn opening(&self, part: Option<Part<'_>>) -> Result<LogicalPlan, DataFusionError> {
         let mut filter = before(self.target.window.start);
         if let (Some(contract), Some(periods)) = (&self.target.contract, self.set.periods()) {
             // What a subject had under another contract is that contract's.

@@ -1,20 +1,17 @@
 //! Usage as it is in force: the events as they came, but for the changed ones, and the new events of amendments.
 
-use std::borrow::Cow;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 use arrow::array::{AsArray, BooleanArray, RecordBatch};
-use arrow::datatypes::{DataType, SchemaRef};
-use async_trait::async_trait;
-use datafusion::catalog::{Session, TableProvider};
+use arrow::datatypes::DataType;
+use datafusion::catalog::TableProvider;
 use datafusion::common::{Result, TableReference};
-use datafusion::datasource::{MemTable, TableType, ViewTable, provider_as_source};
+use datafusion::datasource::{MemTable, provider_as_source};
 use datafusion::logical_expr::{
-    ColumnarValue, Expr, LogicalPlan, LogicalPlanBuilder, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature,
-    TableProviderFilterPushDown, Volatility, col, not,
+    ColumnarValue, Expr, LogicalPlanBuilder, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, Volatility, col, not,
 };
-use datafusion::physical_plan::ExecutionPlan;
+use ratemill_rules::OpaqueTable;
 
 use super::Identities;
 
@@ -35,7 +32,8 @@ pub(super) fn usage(usage: Arc<dyn TableProvider>, changed: &Arc<Identities>, in
     let scan =
         |provider: Arc<dyn TableProvider>| LogicalPlanBuilder::scan(TableReference::bare("usage"), provider_as_source(provider), None);
     let plan = scan(usage)?.filter(not(is_among(changed)))?.union(scan(Arc::new(amended))?.build()?)?.build()?;
-    Ok(Arc::new(EffectiveUsage { schema, view: ViewTable::new(plan, None) }))
+    // Rules see a scan of `usage`, whatever it is made of.
+    Ok(Arc::new(OpaqueTable::new(schema, plan)))
 }
 
 /// Whether the identity of a row is one of these.
@@ -45,42 +43,6 @@ pub(in crate::epoch) fn is_among(identities: &Arc<Identities>) -> Expr {
         identities: Arc::clone(identities),
     };
     ScalarUDF::new_from_impl(among).call(vec![col("source"), col("id")])
-}
-
-/// A table and no view: rules see a scan of `usage`, whatever it is made of.
-#[derive(Debug)]
-struct EffectiveUsage {
-    schema: SchemaRef,
-    view: ViewTable,
-}
-
-#[async_trait]
-impl TableProvider for EffectiveUsage {
-    fn schema(&self) -> SchemaRef {
-        Arc::clone(&self.schema)
-    }
-
-    fn table_type(&self) -> TableType {
-        TableType::Base
-    }
-
-    fn get_logical_plan(&'_ self) -> Option<Cow<'_, LogicalPlan>> {
-        None
-    }
-
-    fn supports_filters_pushdown(&self, filters: &[&Expr]) -> Result<Vec<TableProviderFilterPushDown>> {
-        self.view.supports_filters_pushdown(filters)
-    }
-
-    async fn scan(
-        &self,
-        state: &dyn Session,
-        projection: Option<&Vec<usize>>,
-        filters: &[Expr],
-        limit: Option<usize>,
-    ) -> Result<Arc<dyn ExecutionPlan>> {
-        self.view.scan(state, projection, filters, limit).await
-    }
 }
 
 /// `is_among(source, id)`.
