@@ -8,12 +8,12 @@ use crate::process::{Usage, event, project, watched};
 
 const TOML: &str = "[epoch]\nsize = \"256 MiB\"\n";
 
-fn write_ndjson(folder: &Path, events: usize) -> String {
+pub fn write_ndjson(folder: &Path, events: std::ops::Range<usize>) -> String {
     let path = folder.join("in");
     std::fs::create_dir_all(&path).unwrap();
-    for (part, start) in (0..events).step_by(100_000).enumerate() {
-        let mut file = std::io::BufWriter::new(std::fs::File::create(path.join(format!("{part:03}.ndjson"))).unwrap());
-        for n in start..(start + 100_000).min(events) {
+    for start in events.clone().step_by(100_000) {
+        let mut file = std::io::BufWriter::new(std::fs::File::create(path.join(format!("{start:09}.ndjson"))).unwrap());
+        for n in start..(start + 100_000).min(events.end) {
             writeln!(file, "{}", event(n)).unwrap();
         }
     }
@@ -43,7 +43,7 @@ fn write_csv(folder: &Path, events: usize) -> String {
 }
 
 /// Nothing is finalized: the range lies before all usage.
-fn capture(project: &Path, input: &str) -> (f64, Usage) {
+pub fn capture(project: &Path, input: &str) -> (f64, Usage) {
     watched(&["rate", "-C", project.to_str().unwrap(), "--usage", input, "--from", "2020-01-01", "--to", "2020-01-02"])
 }
 
@@ -63,7 +63,7 @@ fn line(name: &str, events: usize, (seconds, usage): (f64, Usage)) {
 
 pub fn measure_capture(events: usize) {
     let folder = project(TOML);
-    let input = write_ndjson(folder.path(), events);
+    let input = write_ndjson(folder.path(), 0..events);
     line("NDJSON files to usage", events, capture(folder.path(), &input));
     let parquet = folder.path().join("lake/usage");
     let csv_folder = project(TOML);
@@ -91,7 +91,7 @@ fn gather(from: &Path, to: &Path, count: &mut usize) {
 
 pub fn measure_rating(events: usize) {
     let folder = project(TOML);
-    let input = write_ndjson(folder.path(), events);
+    let input = write_ndjson(folder.path(), 0..events);
     capture(folder.path(), &input);
     let empty = folder.path().join("empty.ndjson");
     std::fs::write(&empty, "").unwrap();

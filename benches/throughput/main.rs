@@ -1,6 +1,6 @@
 //! What the release binary sustains on this machine, with the sender's share told apart.
 //!
-//!     cargo build --release && cargo bench --bench throughput -- http mqtt files rating [--events N]
+//!     cargo build --release && cargo bench --bench throughput -- http mqtt files rating start [--events N]
 //!     cargo build --release && cargo bench --bench throughput -- live-http live-mqtt [--seconds 600]
 //!
 //! Every measurement starts `target/release/ratemill` as a user would, on a temporary folder, and reads its processor
@@ -11,6 +11,7 @@ mod http;
 mod live;
 mod mqtt;
 mod process;
+mod start;
 
 fn main() {
     // Cargo passes `--bench` to harnesses.
@@ -38,9 +39,10 @@ fn main() {
             "mqtt" => mqtt::measure(events / 5),
             "files" => files::measure_capture(events),
             "rating" => files::measure_rating(events),
+            "start" => start::measure(events),
             "live-http" => live::measure_http(seconds),
             "live-mqtt" => live::measure_mqtt(seconds),
-            other => panic!("`{other}` is none of http, mqtt, files, rating, live-http, live-mqtt"),
+            other => panic!("`{other}` is none of http, mqtt, files, rating, start, live-http, live-mqtt"),
         }
     }
 }

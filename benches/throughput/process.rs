@@ -4,7 +4,7 @@ use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-const RULE: &str = "CREATE MATERIALIZED VIEW energy WITH (window = 'month', grace = '1 day', effective_from = '2026-09-01') AS
+pub const RULE: &str = "CREATE MATERIALIZED VIEW energy WITH (window = 'month', grace = '1 day', effective_from = '2026-09-01') AS
 SELECT c.customer_id, u.meter AS item, sum(u.quantity) AS quantity, graduated(sum(u.quantity), p.tiers) AS amount, c.currency
 FROM usage u
 JOIN contracts FOR SYSTEM_TIME AS OF u.time AS c ON c.subject = u.subject
@@ -89,6 +89,11 @@ impl Engine {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap_or_default();
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
         line.and_then(|text| text.split_whitespace().next()?.parse::<u64>().ok()).unwrap_or(0) / 1024
+    }
+
+    pub fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
     }
 
     pub fn stop(mut self) {

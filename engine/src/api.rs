@@ -41,6 +41,8 @@ pub struct Health {
 pub struct RunningQuestion {
     /// One rule; `None` is all.
     pub rule: Option<String>,
+    /// One customer, beside whose charges those of others may be there; `None` is all.
+    pub customer: Option<String>,
     /// The charges, or what failed.
     pub answer: oneshot::Sender<Result<Vec<RecordBatch>, String>>,
 }
@@ -124,7 +126,7 @@ async fn running_charges(
     }
     let unavailable = |detail: String| Problem::new(StatusCode::SERVICE_UNAVAILABLE, "Not available", detail).retry_after(1);
     let (answer, answered) = oneshot::channel();
-    let question = RunningQuestion { rule: query.rule, answer };
+    let question = RunningQuestion { rule: query.rule, customer: query.customer_id.clone(), answer };
     questions.queue.try_send(question).map_err(|_| unavailable("too many questions wait for the epoch; ask again".to_owned()))?;
     let rows = match tokio::time::timeout(ANSWER, answered).await {
         Ok(Ok(rows)) => rows.map_err(|detail| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "Charges cannot be evaluated", detail))?,

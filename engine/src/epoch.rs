@@ -5,6 +5,7 @@
 
 mod adopting;
 mod apply;
+mod asked;
 mod audit;
 mod books;
 mod changes;
@@ -15,6 +16,8 @@ mod finalized;
 mod folds;
 mod manifest;
 mod moved;
+mod open_windows;
+mod openings;
 mod pending;
 mod periods;
 mod rate;
@@ -23,6 +26,7 @@ mod run;
 mod running;
 mod running_table;
 mod state;
+mod tail;
 mod upkeep;
 mod versions;
 

@@ -53,6 +53,7 @@ pub async fn run(
     listening: impl FnOnce(SocketAddr),
     mut epoch: impl FnMut(&EpochReport),
 ) -> Result<(), OpenError> {
+    pipeline.epochs.note_open_windows().await?;
     if pipeline.settings.config.epoch.fold {
         pipeline.epochs.start_folding().await?;
     }
@@ -201,7 +202,7 @@ async fn answer(epochs: &Epochs, question: RunningQuestion) {
         return;
     }
     let started = std::time::Instant::now();
-    let charges = epochs.running(question.rule.as_deref()).await.map_err(|error| error.to_string());
+    let charges = epochs.running_of(question.rule.as_deref(), question.customer.as_deref()).await.map_err(|error| error.to_string());
     let rows = charges.and_then(|charges| running_rows(&charges).map_err(|error| error.to_string()));
     metrics::histogram!("ratemill_running_charges_duration_seconds").record(started.elapsed());
     // Who asked may be gone.

@@ -10,9 +10,13 @@
 //! into batches and states.
 
 mod checkpoint;
+mod customers;
 mod evaluation;
+mod opening;
 mod physical;
 mod points;
+mod reads;
+mod running;
 mod slots;
 mod sources;
 mod state;
@@ -31,18 +35,22 @@ use ratemill_schemas::Window;
 use sha2::{Digest, Sha256};
 
 pub use checkpoint::CheckpointError;
+pub use opening::Forgotten;
+pub use running::RunningCharges;
 pub use state::FoldState;
 
 use crate::evaluate::{Blame, Evaluator, RateError, lifted_over, planning_session, root_message};
-use crate::inputs::Input;
 use crate::lift::NotLifted;
 use crate::project::RuleProject;
 use crate::reference::{ReferenceData, TableChanges, Times};
 use crate::rule::Rule;
 use crate::session::SessionLimits;
 use crate::window_set::WindowSet;
+use customers::customer_keys;
+use opening::Carry;
 use physical::{Engine, Kept, Stages};
 use points::{Divided, Point, divide};
+use reads::versions_read;
 use sources::SlotSources;
 
 /// Why a rule is not folded, in a sentence for people; its open windows are read again.
@@ -84,7 +92,13 @@ pub struct Fold {
     checks: Vec<Check>,
     /// The plan above the aggregates that are folded.
     above: LogicalPlan,
+    /// How what was before the windows is kept, where the rule reads it.
+    carry: Option<Carry>,
+    /// The group key of each point that is the customer, where charges of a customer come of that customer's groups alone.
+    customers: Option<Vec<usize>>,
     fingerprint: String,
+    /// The versions of the reference tables that the state depends on.
+    reads: String,
 }
 
 /// The check of joins that may meet several rows.
@@ -106,9 +120,6 @@ impl Fold {
     /// # Errors
     /// [`NotFoldable`] says why it is not.
     pub async fn of(runtime: Arc<RuntimeEnv>, limits: SessionLimits, project: Arc<RuleProject>, rule: &Rule) -> Result<Self, NotFoldable> {
-        if rule.inputs.iter().any(|(input, _)| *input == Input::Opening) {
-            return Err(NotFoldable::because("it reads opening, the last event before the window, however old that is"));
-        }
         let usage = MemTable::try_new(project.usage.stored().clone(), vec![vec![]])?;
         let evaluator = Evaluator::new(runtime, limits, Arc::clone(&project), Arc::new(usage));
         let context = planning_session(&evaluator, rule)?;
@@ -116,7 +127,8 @@ impl Fold {
         let engine = Engine::new(context.state());
         let sources = SlotSources { project: &project, rule };
         let lifted = lifted_over(&context, &rule.query, &sources).await?;
-        let Divided { points: divided, above } = divide(&engine.state().optimize(&lifted)?)?;
+        let optimized = engine.state().optimize(&lifted)?;
+        let Divided { points: divided, above } = divide(&optimized)?;
         let mut points = Vec::with_capacity(divided.len());
         for point in divided {
             let stages = Stages::new(&engine, point.events.clone()).await?;
@@ -137,7 +149,12 @@ impl Fold {
             checks.push(Check { plan: Kept::whole(plan), table: check.table.clone() });
         }
         let fingerprint = fingerprint(&points, &above);
-        Ok(Self { project, rule: rule.clone(), engine, session, points, checks, above, fingerprint })
+        let below = points.iter().map(|(point, _)| &point.events).chain(checks.iter().map(|check| check.plan.logical()));
+        let reads = versions_read(below, rule, &project)?;
+        let folded: Vec<&Point> = points.iter().map(|(point, _)| point).collect();
+        let customers = customer_keys(&folded, &above);
+        let carry = Carry::of(rule, &project, &optimized, &session)?;
+        Ok(Self { project, rule: rule.clone(), engine, session, points, checks, above, carry, customers, fingerprint, reads })
     }
 
     /// A state without events.
@@ -168,9 +185,17 @@ impl Fold {
     #[must_use]
     pub fn keeps(&self) -> Vec<String> {
         let mut keeps: Vec<String> = self.points.iter().flat_map(|(point, _)| point.keeps.clone()).collect();
+        keeps.extend(self.carry.as_ref().map(Carry::keeps));
         keeps.sort();
         keeps.dedup();
         keeps
+    }
+
+    /// Whether the charges of a customer come of that customer's usage and groups alone, so that those of others need not be
+    /// evaluated with them.
+    #[must_use]
+    pub fn tells_customers_apart(&self) -> bool {
+        self.customers.is_some()
     }
 
     /// These windows of the rule, to fold usage into.
@@ -189,8 +214,7 @@ impl Fold {
 
     /// Whether states of the two are made of the same columns and reference data.
     fn is_like(&self, other: &Self) -> bool {
-        let reference = |fold: &Self| fold.project.reference.version().to_owned();
-        self.fingerprint == other.fingerprint && self.rule.version == other.rule.version && reference(self) == reference(other)
+        self.fingerprint == other.fingerprint && self.rule.version == other.rule.version && self.reads == other.reads
     }
 
     fn failed(&self, window: Window, blame: Blame, message: String) -> RateError {

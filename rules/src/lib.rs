@@ -34,7 +34,7 @@ mod window_set;
 
 pub use diagnostics::{Diagnostic, Diagnostics};
 pub use evaluate::{Blame, Evaluator, Mode, RateError, WindowCharges};
-pub use fold::{CheckpointError, Fold, FoldState, NotFoldable, OpenWindows};
+pub use fold::{CheckpointError, Fold, FoldState, Forgotten, NotFoldable, OpenWindows, RunningCharges};
 pub use opaque::OpaqueTable;
 pub use project::RuleProject;
 pub use reference::{ReferenceData, ReferenceTable};

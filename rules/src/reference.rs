@@ -63,6 +63,13 @@ impl ReferenceTable {
         &self.key
     }
 
+    /// Hash of its declaration and file.
+    pub(crate) fn version(&self) -> String {
+        let mut hash = Sha256::new();
+        hash_parts(&mut hash, [&self.name, &self.declaration, &self.csv]);
+        hex::encode(&hash.finalize()[..8])
+    }
+
     /// Its rows.
     #[must_use]
     pub fn batch(&self) -> &RecordBatch {
@@ -175,10 +182,7 @@ impl ReferenceData {
                 continue;
             }
             let csv = csv.replace("\r\n", "\n");
-            for part in [&name, &declaration, &csv] {
-                hash.update((part.len() as u64).to_le_bytes());
-                hash.update(part.as_bytes());
-            }
+            hash_parts(&mut hash, [&name, &declaration, &csv]);
             let mut loader = load::Loader { name: &name, shown, declaration: &declaration, csv: &csv, diagnostics };
             if let Some((key, batch)) = loader.load() {
                 tables.insert(name.clone(), ReferenceTable { name, key, batch, csv, declaration });
@@ -200,6 +204,13 @@ impl ReferenceData {
     #[must_use]
     pub fn billing_periods(&self) -> Option<&Arc<BillingPeriods>> {
         self.periods.as_ref()
+    }
+}
+
+fn hash_parts(hash: &mut Sha256, parts: [&String; 3]) {
+    for part in parts {
+        hash.update((part.len() as u64).to_le_bytes());
+        hash.update(part.as_bytes());
     }
 }
 

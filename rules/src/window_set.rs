@@ -85,9 +85,10 @@ impl WindowSet {
         }
         let mut contracts: HashMap<String, Vec<String>> = HashMap::new();
         if let Some(periods) = &periods {
-            for contract in numbers.keys() {
-                for subject in periods.subjects_of(contract) {
-                    contracts.entry(subject.to_owned()).or_default().push(contract.clone());
+            for (subject, contract) in periods.subjects().filter(|(_, contract)| numbers.contains_key(*contract)) {
+                let of_subject = contracts.entry(subject.to_owned()).or_default();
+                if !of_subject.iter().any(|known| known == contract) {
+                    of_subject.push(contract.to_owned());
                 }
             }
         }

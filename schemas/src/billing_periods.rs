@@ -156,12 +156,9 @@ impl BillingPeriods {
         moved
     }
 
-    /// Every subject that `contract` ever has.
-    pub fn subjects_of(&self, contract: &str) -> impl Iterator<Item = &str> {
-        self.subjects
-            .iter()
-            .filter(move |(_, spans)| spans.iter().any(|span| span.contract_id == contract))
-            .map(|(subject, _)| subject.as_str())
+    /// Every subject, with each contract that it ever has.
+    pub fn subjects(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.subjects.iter().flat_map(|(subject, spans)| spans.iter().map(|span| (subject.as_str(), span.contract_id.as_str())))
     }
 
     /// The subjects that belong to `contract` at `time`, which is µs UTC.

@@ -11,13 +11,13 @@ use crate::engine::{Engine, ok, ratemill, sql, try_request, wait};
 use crate::project::{Project, RULE, kwh, lines};
 use crate::servers::Mosquitto;
 
-fn void(id: &str, target: &str) -> Value {
+pub fn void(id: &str, target: &str) -> Value {
     json!({"specversion": "1.0", "source": "office", "id": id, "type": "ratemill.void",
            "data": {"target": {"source": "test", "id": target}, "why": "test"}})
 }
 
 /// An amendment whose new event is `event`, under the identity that the event has.
-fn amendment(id: &str, version: u64, event: &Value) -> Value {
+pub fn amendment(id: &str, version: u64, event: &Value) -> Value {
     json!({"specversion": "1.0", "source": "office", "id": id, "type": "ratemill.amend",
            "data": {"target": {"source": event["source"], "id": event["id"]}, "version": version, "event": event}})
 }

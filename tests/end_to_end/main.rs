@@ -19,6 +19,7 @@ mod fuzz;
 mod http;
 mod lake;
 mod mqtt;
+mod opening;
 mod pending;
 mod periods;
 mod project;

@@ -154,6 +154,16 @@ impl Changes {
         }
     }
 
+    /// Whether an event is not in force as it came.
+    pub(super) fn is_changed(&self, source: &str, id: &str) -> bool {
+        self.changed.get(id).is_some_and(|sources| sources.contains(source))
+    }
+
+    /// The new events of amendments that are in force.
+    pub(super) fn amended(&self) -> Option<&RecordBatch> {
+        self.in_force.as_ref().filter(|events| events.num_rows() > 0)
+    }
+
     /// The event in force in the place of `target`, whose own place is `original` where it is known.
     fn in_force(&self, target: &EventId, original: Option<&Place>) -> Option<Place> {
         match self.by_target.get(target) {
@@ -257,6 +267,11 @@ impl Epochs {
         }
         after.settle(&self.schema, waiting).map_err(arrow)?;
         Ok(Some(after))
+    }
+
+    /// The events that these changes are of, and those that came after theirs and wait no longer.
+    pub(super) fn changed_by(&self, batches: &[RecordBatch], waiting: &BTreeSet<EventId>) -> BTreeSet<EventId> {
+        batches.iter().flat_map(targets).chain(self.changes.waiting.difference(waiting).cloned()).collect()
     }
 
     /// The voids and amendments of frames, as the lake stores them.

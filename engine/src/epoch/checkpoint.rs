@@ -72,7 +72,7 @@ impl Folds {
             return Ok(());
         }
         let mut rules = Vec::new();
-        for fold in self.rules.iter().filter(|fold| !fold.is_given_up) {
+        for fold in self.rules.iter().filter(|fold| !fold.is_given_up && fold.opens) {
             let rule = fold.fold.rule();
             let bytes = match fold.state.encode() {
                 Ok(bytes) => bytes,

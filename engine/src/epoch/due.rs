@@ -45,6 +45,14 @@ pub(super) struct Touched<'p> {
     earliest: Option<(i64, i64)>,
 }
 
+impl Touched<'_> {
+    /// The windows, each with its rule and the first time that usage in it was logged.
+    pub(super) fn into_windows(self) -> impl Iterator<Item = (String, RuleWindow, i64)> {
+        let rule = self.rule.name.clone();
+        self.windows.into_iter().map(move |(window, first)| (rule.clone(), window, first))
+    }
+}
+
 /// The windows that these rows fall into.
 pub(super) fn touched<'p>(
     rules: &'p [Rule],

@@ -20,8 +20,10 @@ use ratemill_rules::session::{SessionLimits, session};
 use ratemill_rules::{Evaluator, Fold, FoldState, OpenWindows, RateError, ReferenceData, Rule, RuleProject, WindowCharges};
 use ratemill_schemas::{Window, WindowSpec, time};
 
+use super::asked::Asked;
 use super::run::EpochError;
 use super::state::EngineState;
+use super::tail::TailUsage;
 
 /// The position of a state that has a part of an epoch only.
 const TORN: i64 = -1;
@@ -53,6 +55,10 @@ pub(super) struct RuleFold {
     pub(super) is_loaded: bool,
     /// Windows that it had in the state and has not any more, since reference data that touches them was changed.
     touched: BTreeSet<Window>,
+    /// Whether the state has all that windows open with, or the rule does not read it.
+    pub(super) opens: bool,
+    /// What is kept between questions.
+    pub(super) asked: tokio::sync::Mutex<Asked>,
     /// The open windows that were folded into last.
     open: Option<(Vec<Window>, OpenWindows)>,
 }
@@ -73,6 +79,8 @@ impl Folds {
                         is_given_up: false,
                         is_loaded: false,
                         touched: BTreeSet::new(),
+                        opens: rule.options.carry.is_empty(),
+                        asked: tokio::sync::Mutex::default(),
                         open: None,
                     });
                 }
@@ -95,7 +103,8 @@ impl Folds {
             return kept;
         }
         for rule in &mut self.rules {
-            let Some(before) = before.of(rule.fold.rule()).filter(|before| !before.is_given_up) else { continue };
+            // What windows open with is read again.
+            let Some(before) = before.of(rule.fold.rule()).filter(|before| !before.is_given_up && !before.reads_opening()) else { continue };
             let Some(state) = before.state.under(&rule.fold, changes) else { continue };
             let touched = rule.fold.touched(changes);
             rule.state = state;
@@ -234,7 +243,10 @@ impl Folds {
     /// Whether the state has all usage of this window, which is not final.
     pub(super) fn holds(&self, rule: &Rule, window: Window) -> bool {
         self.position != TORN
-            && self.of(rule).is_some_and(|fold| fold.known.get(&window).copied().unwrap_or(window.start >= fold.fresh_from))
+            && self.of(rule).is_some_and(|fold| {
+                let opens = fold.opens && fold.state.opens(window.start);
+                opens && fold.known.get(&window).copied().unwrap_or(window.start >= fold.fresh_from)
+            })
     }
 
     fn of(&self, rule: &Rule) -> Option<&RuleFold> {
@@ -251,24 +263,19 @@ impl Folds {
         Some(self.of(rule)?.state.evaluate(windows, evaluator).await)
     }
 
-    /// The same with usage that came after the epoch; `None` where the rule is not folded.
+    /// The same with usage that came after the epoch, for a question; `None` where the rule is not folded. Where `customer` is
+    /// named, charges of others may be missing.
     pub(super) async fn evaluate_with(
         &self,
         rule: &Rule,
-        tail: &[RecordBatch],
+        tail: &[TailUsage],
         windows: &[Window],
         evaluator: &Evaluator,
+        customer: Option<&str>,
     ) -> Option<Result<Vec<WindowCharges>, RateError>> {
         let fold = self.of(rule)?;
-        let mut state = fold.state.clone();
-        let with_tail = async {
-            let open = fold.fold.open(windows)?;
-            for batch in tail {
-                state.fold(batch, &open).await?;
-            }
-            state.evaluate(windows, evaluator).await
-        };
-        Some(with_tail.await)
+        let mut asked = fold.asked.lock().await;
+        Some(asked.charges((fold, self.position), tail, windows, evaluator, customer).await)
     }
 
     /// Forgets windows that are open no longer.
@@ -276,9 +283,14 @@ impl Folds {
         for rule in &mut self.rules {
             let open = open_windows(rule.fold.rule(), state);
             rule.known.retain(|window, _| open.contains(window));
+            rule.asked.get_mut().known.retain(|window| open.contains(window));
             let closed: Vec<Window> = rule.state.windows().into_iter().filter(|window| !open.contains(window)).collect();
             if !closed.is_empty() {
                 rule.state.drop_windows(&closed);
+            }
+            if let Err(error) = rule.forget_passed(state) {
+                tracing::warn!(%error, rule = rule.fold.rule().name, "what was before the windows is lost; they are read again");
+                rule.give_up();
             }
         }
         #[allow(clippy::cast_precision_loss)]
@@ -323,8 +335,11 @@ impl RuleFold {
     }
 
     async fn fold(&mut self, usage: &RecordBatch) {
-        let Some((_, open)) = &self.open else { return };
-        if let Err(error) = self.state.fold(usage, open).await {
+        let folded = match &self.open {
+            Some((_, open)) => self.state.fold_noting(usage, open, &mut self.asked.get_mut().known).await,
+            None => self.state.open_with(usage),
+        };
+        if let Err(error) = folded {
             tracing::warn!(%error, rule = self.fold.rule().name, "usage could not be folded; open windows are read again");
             self.give_up();
         }
@@ -341,14 +356,17 @@ impl RuleFold {
         }
         if !windows.is_empty() {
             self.state.drop_windows(&windows);
+            self.asked.get_mut().known.retain(|window| !windows.contains(window));
         }
     }
 
     /// Holds no window any more.
-    fn give_up(&mut self) {
+    pub(super) fn give_up(&mut self) {
         self.known.values_mut().for_each(|held| *held = false);
         self.fresh_from = i64::MAX;
         self.is_given_up = true;
+        self.opens = false;
+        *self.asked.get_mut() = Asked::default();
         self.state = self.fold.state();
         self.open = None;
     }
@@ -363,7 +381,7 @@ pub(super) fn tracked_version(rule: &Rule, reference: &ReferenceData) -> String 
 }
 
 /// The windows of a rule's version that have usage and are not final; of billing periods, for some contract.
-fn open_windows(rule: &Rule, state: &EngineState) -> BTreeSet<Window> {
+pub(super) fn open_windows(rule: &Rule, state: &EngineState) -> BTreeSet<Window> {
     let of_rule = state.open.iter().filter(|open| open.rule == rule.name && rule.in_force_at(open.window.window.start));
     of_rule.map(|open| open.window.window).collect()
 }

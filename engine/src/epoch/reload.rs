@@ -13,7 +13,7 @@ use super::due;
 use super::folds::Folds;
 use super::moved::MovedSubjects;
 use super::run::{EpochError, EpochReport, Epochs};
-use super::state::{EngineState, OpenWindow};
+use super::state::OpenWindow;
 
 /// What the engine knows by its project, folded windows left out.
 #[derive(Debug)]
@@ -62,15 +62,16 @@ impl Epochs {
         Ok(Fitted { project, open: state.open, former, moved })
     }
 
-    /// Goes on with this project. Windows whose rule failed are tried again. Whatever else depends on the project belongs here,
+    /// Goes on with this project, and returns what was before. Windows whose rule failed are tried again. Whatever else depends on the project belongs here,
     /// or into [`Self::fit`] where it can fail: a start and a reload go the same way.
-    pub(super) fn take(&mut self, fitted: Fitted) {
-        let Fitted { project, open, former, moved } = fitted;
-        self.project = project;
-        self.state.open = open;
-        self.former = former;
-        self.moved = moved;
+    pub(super) fn take(&mut self, fitted: Fitted) -> Fitted {
         self.failed.clear();
+        Fitted {
+            project: std::mem::replace(&mut self.project, fitted.project),
+            open: std::mem::replace(&mut self.state.open, fitted.open),
+            former: std::mem::replace(&mut self.former, fitted.former),
+            moved: std::mem::replace(&mut self.moved, fitted.moved),
+        }
     }
 
     /// Goes on with another project, of the same usage schema, from the next epoch on; published windows stay with the
@@ -81,25 +82,42 @@ impl Epochs {
     pub async fn reload(&mut self, project: RuleProject) -> Result<Reloaded, EpochError> {
         // Its manifest is of the project before.
         let report = self.finish().await?;
-        let mut reloaded = Reloaded { report, ..Reloaded::between(&self.project, &project) };
+        let reloaded = Reloaded { report, ..Reloaded::between(&self.project, &project) };
         if reloaded.rules.is_empty() && reloaded.tables.is_empty() {
             return Ok(reloaded);
         }
         let project = Arc::new(project);
         self.keep_versions(&project).await?;
-        let fitted = self.fit(Arc::clone(&project)).await?;
-        if self.folds.is_on {
-            let state = EngineState { open: fitted.open.clone(), ..self.state.clone() };
-            let mut folds = Folds::plan(&project, &self.runtime, &self.limits).await;
-            let changes = project.reference.changes_from(&self.project.reference.files());
-            let kept = folds.take_over(&self.folds, &state, &changes);
-            reloaded.folded_again = folds.names().filter(|name| !kept.contains(*name)).map(str::to_owned).collect();
-            let usage = self.changes.over(self.usage()?)?;
-            let events = folds.catch_up(usage, &state, state.position, (&self.runtime, &self.limits)).await?;
-            tracing::info!(events, rules = ?reloaded.folded_again, "open windows of changed rules are folded again");
-            self.folds = folds;
+        let fitted = self.fit(project).await?;
+        let state = self.state.clone();
+        let before = self.take(fitted);
+        match self.open_again(&before.project).await {
+            Ok(folded_again) => Ok(Reloaded { folded_again, ..reloaded }),
+            Err(error) => {
+                self.take(before);
+                self.state = state;
+                Err(error)
+            }
         }
-        self.take(fitted);
-        Ok(reloaded)
+    }
+
+    /// Notes the open windows of rules that are new, and folds what the project `before` did not have as it is now. Returns the
+    /// rules whose usage was read for it.
+    async fn open_again(&mut self, before: &RuleProject) -> Result<Vec<String>, EpochError> {
+        self.note_open_windows().await?;
+        if !self.folds.is_on {
+            return Ok(Vec::new());
+        }
+        let mut folds = Folds::plan(&self.project, &self.runtime, &self.limits).await;
+        let changes = self.project.reference.changes_from(&before.reference.files());
+        let kept = folds.take_over(&self.folds, &self.state, &changes);
+        let folded_again: Vec<String> = folds.names().filter(|name| !kept.contains(*name)).map(str::to_owned).collect();
+        let usage = self.changes.over(self.usage()?)?;
+        let (position, session) = (self.state.position, (&self.runtime, &self.limits));
+        let events = folds.catch_up(Arc::clone(&usage), &self.state, position, session).await?;
+        folds.catch_up_openings(&usage, &self.changes, position, session).await?;
+        tracing::info!(events, rules = ?folded_again, "open windows of changed rules are folded again");
+        self.folds = folds;
+        Ok(folded_again)
     }
 }

@@ -25,6 +25,7 @@ use super::manifest::{Completion, Manifest, WindowTask, completion_name, encode,
 use super::moved::MovedSubjects;
 use super::running_table::{RunningTable, running_spec};
 use super::state::{EngineState, TableVersions};
+use super::tail::Tail;
 use crate::adopted::Adopted;
 use crate::capture::CaptureProgress;
 use crate::dedup::DedupIndex;
@@ -155,6 +156,8 @@ pub struct Epochs {
     pub(super) folds: Folds,
     /// What open windows come to, as a table.
     pub(super) running: RunningTable,
+    /// Usage that is in the log and not in the lake, for those who ask.
+    pub(super) tail: tokio::sync::Mutex<Tail>,
     /// A manifest that is written, but not completed: it is finished before anything else.
     pub(super) unfinished: Option<Manifest>,
     /// Windows whose rule failed since the start: not tried again before there is new usage.
@@ -307,6 +310,7 @@ impl Epochs {
             moved: MovedSubjects::default(),
             folds: Folds::default(),
             running,
+            tail: tokio::sync::Mutex::default(),
             failed: HashSet::new(),
         };
         let project = Arc::clone(&epochs.project);
@@ -328,7 +332,9 @@ impl Epochs {
         self.folds = Folds::plan(&self.project, &self.runtime, &self.limits).await;
         let checkpoint = self.folds.load(&self.lake, &self.state).await?;
         let usage = self.changes.over(self.usage()?)?;
-        let events = self.folds.catch_up(usage, &self.state, checkpoint, (&self.runtime, &self.limits)).await?;
+        let session = (&self.runtime, &self.limits);
+        let events = self.folds.catch_up(Arc::clone(&usage), &self.state, checkpoint, session).await?;
+        self.folds.catch_up_openings(&usage, &self.changes, checkpoint, session).await?;
         tracing::info!(events, checkpoint, seconds = started.elapsed().as_secs(), "open windows are folded");
         Ok(())
     }
@@ -560,6 +566,9 @@ impl Epochs {
             let adopted = if parts.is_empty() { None } else { Some(self.whole_rows_of(&parts).await?) };
             self.folds.follow((manifest.from, manifest.to), &merged, adopted, &state).await?;
         }
+        if let Some(after) = &changes_after {
+            self.follow_changes(&self.changed_by(&changes, &manifest.state.waiting), after).await?;
+        }
         let mut failures = Vec::new();
         let postings = self.rate(&manifest, changes_after.as_ref(), &mut state, &mut failures).await?;
         if !postings.is_empty() {
@@ -615,6 +624,7 @@ impl Epochs {
         self.last = manifest.epoch;
         self.folds.keep_open(&state);
         self.state = state;
+        *self.tail.get_mut() = Tail::default();
         if let Some(changes) = changes_after {
             self.changes = changes;
         }

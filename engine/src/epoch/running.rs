@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use arrow::array::{ArrayRef, RecordBatch, StringArray, TimestampMicrosecondArray};
-use arrow::compute::concat_batches;
 use arrow::datatypes::{DataType, Field, Schema};
 use datafusion::catalog::TableProvider;
 use datafusion::prelude::{col, lit};
@@ -23,15 +22,15 @@ use super::manifest::WindowTask;
 use super::rate::{Evaluated, closure, depth};
 use super::run::{EpochError, Epochs};
 use super::state::EngineState;
+use super::tail::TailUsage;
 use crate::adopted::Part;
-use crate::log;
 
 /// Usage after the last epoch, and what it does.
 #[derive(Debug, Default)]
-pub(super) struct Tail {
+pub(super) struct Arrived {
     usage: Vec<RecordBatch>,
     /// Of it, what is not in the folded state.
-    unfolded: Vec<RecordBatch>,
+    unfolded: Vec<TailUsage>,
     /// Files that it adopts.
     parts: Vec<Arc<Part>>,
     effect: Effect,
@@ -65,17 +64,20 @@ impl Epochs {
     /// # Errors
     /// [`EpochError`].
     pub async fn running(&self, only: Option<&str>) -> Result<Vec<(String, WindowCharges)>, EpochError> {
-        let frames = log::read_range(&self.log_folder, self.state.position, self.progress.position.load(Ordering::Acquire), u64::MAX)?;
-        let usage = self.usage_of(self.last, &frames)?;
-        let effect = self.effect_of(self.last, &frames, &usage).await?;
-        // An epoch that failed may have folded its usage already.
-        let unfolded: Vec<_> = frames.iter().filter(|frame| frame.header.position >= self.folds.position).cloned().collect();
-        let tail = Tail { unfolded: self.usage_of(self.last, &unfolded)?, parts: parts_of(&frames), usage, effect };
+        self.running_of(only, None).await
+    }
+
+    /// The same for one customer, where `customer` names one: charges of others may be missing.
+    ///
+    /// # Errors
+    /// [`EpochError`].
+    pub async fn running_of(&self, only: Option<&str>, customer: Option<&str>) -> Result<Vec<(String, WindowCharges)>, EpochError> {
+        let arrived = self.arrived().await?;
         let rules = self.project.rules.iter().filter(|rule| only.is_none_or(|only| only == rule.name));
         let names = rules.flat_map(|rule| closure(&self.project, rule).into_iter().chain([rule.name.clone()]));
         let wanted = names.map(|name| (name, Wanted::All)).collect();
         let mut shown = Vec::new();
-        for (name, found) in self.running_with(&tail, &wanted).await? {
+        for (name, found) in self.running_with(&arrived, &wanted, customer).await? {
             for (rated, charges) in found? {
                 if only.is_none_or(|only| only == name) {
                     shown.push((name.clone(), WindowCharges { window: rated.window, charges }));
@@ -85,22 +87,37 @@ impl Epochs {
         Ok(shown)
     }
 
+    /// What came after the last epoch and is acknowledged.
+    async fn arrived(&self) -> Result<Arrived, EpochError> {
+        let mut tail = self.tail.lock().await;
+        tail.read(&self.log_folder, self.state.position, self.progress.position.load(Ordering::Acquire), &self.schema)?;
+        let usage = tail.batches();
+        let effect = self.effect_of(self.last, &tail.frames, &usage).await?;
+        // An epoch that failed may have folded its usage already.
+        let unfolded = tail.usage_from(self.folds.position).to_vec();
+        Ok(Arrived { unfolded, parts: parts_of(&tail.frames), usage, effect })
+    }
+
     /// The charges of the windows that are wanted, rules that are read first, or why they are not known. Rules with
-    /// `emit = 'final'` are evaluated for their readers, and left out.
+    /// `emit = 'final'` are evaluated for their readers, and left out. Of a rule that no other reads, charges of others than
+    /// `customer` may be missing.
     pub(super) async fn running_with(
         &self,
-        tail: &Tail,
+        arrived: &Arrived,
         wanted: &BTreeMap<String, Wanted>,
+        customer: Option<&str>,
     ) -> Result<Vec<(String, Result<OpenCharges, EpochError>)>, EpochError> {
         let mut state = self.state.clone();
-        let batches: Vec<RecordBatch> = tail.usage.iter().chain(&tail.effect.moved).cloned().collect();
+        let batches: Vec<RecordBatch> = arrived.usage.iter().chain(&arrived.effect.moved).cloned().collect();
         let touched = due::touched(&self.project.rules, &self.project.reference, &state, &self.moved, &batches)?;
         // What is late becomes a correction with the next epoch.
         due::note_usage(&mut state, touched, None);
-        self.late_adopted(&mut state, None, &tail.parts).await?;
-        let usage = tail.effect.changes.as_ref().unwrap_or(&self.changes).over(self.usage_with(tail)?)?;
+        self.late_adopted(&mut state, None, &arrived.parts).await?;
+        let usage = arrived.effect.changes.as_ref().unwrap_or(&self.changes).over(self.usage_with(arrived)?)?;
         let mut rules: Vec<&Rule> = self.project.rules.iter().collect();
         rules.sort_by_key(|rule| depth(&self.project, &rule.name));
+        // What another rule reads must be whole.
+        let read: BTreeSet<String> = rules.iter().flat_map(|rule| closure(&self.project, rule)).collect();
         let mut evaluated = Evaluated::new();
         let mut results = Vec::new();
         for rule in rules {
@@ -110,7 +127,7 @@ impl Epochs {
             if open.is_empty() {
                 continue;
             }
-            let found = match self.open_charges(rule, open, tail, &usage, &state, &evaluated).await {
+            let found = match self.open_charges(rule, open, (arrived, customer.filter(|_| !read.contains(&rule.name))), &usage, &state, &evaluated).await {
                 Ok(found) => found,
                 Err(error) => {
                     results.push((rule.name.clone(), Err(error)));
@@ -136,7 +153,7 @@ impl Epochs {
         &self,
         rule: &Rule,
         open: Vec<RuleWindow>,
-        tail: &Tail,
+        (arrived, customer): (&Arrived, Option<&str>),
         usage: &Arc<dyn TableProvider>,
         state: &EngineState,
         evaluated: &Evaluated,
@@ -144,7 +161,7 @@ impl Epochs {
         let windows: Vec<Window> = open.iter().map(|rated| rated.window).collect::<BTreeSet<_>>().into_iter().collect();
         let read = closure(&self.project, rule);
         let evaluator = self.rating().evaluator(Arc::clone(&self.project), Arc::clone(usage), &read, &windows, state, evaluated).await?;
-        let charges = self.charges_now(rule, tail, &windows, &evaluator).await?;
+        let charges = self.charges_now(rule, arrived, &windows, &evaluator, customer).await?;
         let of_contracts = open.iter().all(|rated| rated.contract_id.is_some());
         let charges: HashMap<Window, Grouped> =
             charges.iter().map(|result| (result.window, Grouped::of_window(&result.charges, result.window, of_contracts))).collect();
@@ -157,46 +174,58 @@ impl Epochs {
         Ok(found)
     }
 
-    /// From the folded state and the usage after it; else from all usage, as where events were changed, or files adopted
-    /// since.
+    /// From the folded state and the usage after it; else from all usage, as windows are in which events were changed, or where
+    /// files were adopted since.
     async fn charges_now(
         &self,
         rule: &Rule,
-        tail: &Tail,
+        arrived: &Arrived,
         windows: &[Window],
         evaluator: &Evaluator,
+        customer: Option<&str>,
     ) -> Result<Vec<WindowCharges>, EpochError> {
-        let is_held = |window: &Window| self.folds.holds(rule, *window) && !tail.effect.times.iter().any(|time| window.contains(*time));
-        if tail.parts.is_empty() && windows.iter().all(is_held) {
-            let folded = if tail.unfolded.is_empty() {
-                self.folds.evaluate(rule, windows, evaluator).await
-            } else {
-                self.folds.evaluate_with(rule, &tail.unfolded, windows, evaluator).await
-            };
-            if let Some(Ok(charges)) = folded {
-                return Ok(charges);
+        let moved = &arrived.effect.times;
+        // A window may open with an event of any time before.
+        let opens = !rule.options.carry.is_empty();
+        let is_changed = |window: &Window| moved.iter().any(|time| window.contains(*time) || (opens && *time < window.start));
+        let is_held = |window: &Window| arrived.parts.is_empty() && self.folds.holds(rule, *window) && !is_changed(window);
+        let (mut held, mut rest): (Vec<Window>, Vec<Window>) = windows.iter().partition(|window| is_held(window));
+        if rule.reads_itself() && !rest.is_empty() {
+            // They follow each other.
+            rest = windows.to_vec();
+            held.clear();
+        }
+        let mut charges = Vec::new();
+        if !held.is_empty() {
+            match self.folds.evaluate_with(rule, &arrived.unfolded, &held, evaluator, customer).await {
+                Some(Ok(found)) => charges = found,
+                // Who reads them says what is wrong, and with whom.
+                _ => rest.append(&mut held),
             }
         }
-        Ok(evaluator.evaluate(rule, windows).await?)
+        if !rest.is_empty() {
+            charges.extend(evaluator.evaluate(rule, &rest).await?);
+        }
+        Ok(charges)
     }
 
     /// Usage in the lake and what came after it.
-    fn usage_with(&self, tail: &Tail) -> Result<Arc<dyn TableProvider>, EpochError> {
+    fn usage_with(&self, arrived: &Arrived) -> Result<Arc<dyn TableProvider>, EpochError> {
         let usage = self.usage()?;
-        if tail.usage.is_empty() && tail.parts.is_empty() && self.unfinished.is_none() {
+        if arrived.usage.is_empty() && arrived.parts.is_empty() && self.unfinished.is_none() {
             return Ok(usage);
         }
         let context = session(Arc::clone(&self.runtime), &self.limits);
         // An epoch that is not completed may have stored its usage already.
         let mut stored = context.read_table(usage)?.filter(col("log_position").lt(lit(self.state.position)))?;
-        if !tail.parts.is_empty() {
+        if !arrived.parts.is_empty() {
             let columns = Arc::new(stored.schema().as_arrow().clone());
-            stored = stored.union(context.read_table(Arc::new(self.adopted.rows(tail.parts.clone(), columns)))?)?;
+            stored = stored.union(context.read_table(Arc::new(self.adopted.rows(arrived.parts.clone(), columns)))?)?;
         }
-        let Some(first) = tail.usage.first() else { return Ok(stored.into_view()) };
-        let names: Vec<&str> = first.schema_ref().fields().iter().map(|field| field.name().as_str()).collect();
-        let tail = concat_batches(&first.schema(), &tail.usage).map_err(|source| EpochError::Arrow { epoch: self.last, source })?;
-        Ok(stored.select_columns(&names)?.union(context.read_batch(tail)?)?.into_view())
+        let Some(first) = arrived.usage.first() else { return Ok(stored.into_view()) };
+        let schema = first.schema();
+        let names: Vec<&str> = schema.fields().iter().map(|field| field.name().as_str()).collect();
+        Ok(stored.select_columns(&names)?.union(context.read_batches(arrived.usage.clone())?)?.into_view())
     }
 
     fn as_task(&self, rule: &Rule, rated: &RuleWindow) -> WindowTask {

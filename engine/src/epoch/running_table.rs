@@ -20,7 +20,7 @@ use ratemill_schemas::{Window, WindowSpec, time};
 use super::manifest::Manifest;
 use super::rate::closure;
 use super::run::{EpochError, Epochs};
-use super::running::{OpenCharges, Tail, Wanted, rows_of_window};
+use super::running::{Arrived, OpenCharges, Wanted, rows_of_window};
 use super::state::EngineState;
 use crate::adopted::Part;
 use crate::lake::{Lake, LakeError, LakeTable, TableSpec};
@@ -201,7 +201,7 @@ impl Epochs {
         }
         let started = std::time::Instant::now();
         let wanted = self.running.wanted(&self.project, &self.state);
-        let found = if wanted.is_empty() { Vec::new() } else { self.running_with(&Tail::default(), &wanted).await? };
+        let found = if wanted.is_empty() { Vec::new() } else { self.running_with(&Arrived::default(), &wanted, None).await? };
         let mut rows = self.running.rows.clone();
         keep_open(&mut rows, &self.state);
         let mut is_changed = self.running.is_behind || rows.len() != self.running.rows.len();

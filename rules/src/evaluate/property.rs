@@ -167,7 +167,10 @@ impl Case {
             same(&format!("shuffled over {partitions} partitions"), &expected, &shuffled, false)?;
         }
         match folding::folded(&self, &expected, random).await? {
-            Ok(()) => self.shapes.iter().for_each(|shape| *folded.shapes.entry(shape).or_default() += 1),
+            Ok(customers_apart) => {
+                let apart = customers_apart.then_some(&"customers apart");
+                self.shapes.iter().chain(apart).for_each(|shape| *folded.shapes.entry(shape).or_default() += 1);
+            }
             Err(reason) => *folded.reasons.entry(reason.to_string()).or_default() += 1,
         }
         match provenance::traced(&self, random).await? {

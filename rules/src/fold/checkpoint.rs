@@ -1,5 +1,6 @@
 //! A state as bytes: Arrow IPC streams one after the other. The first has no rows: its metadata tells of which versions the
-//! state is and holds a hash of what follows, which are the windows, then the rows of each aggregate.
+//! state is and holds a hash of what follows, which are the windows, then the rows of each aggregate, then what was before
+//! the windows.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::Cursor;
@@ -14,12 +15,13 @@ use ratemill_schemas::Window;
 use sha2::{Digest, Sha256};
 
 use super::Fold;
+use super::opening::Openings;
 use super::state::{Failure, FoldState, Partials, has_no_window};
 use crate::functions::FUNCTIONS_VERSION;
 use crate::rule::RuleWindow;
 
 /// Changes when older bytes cannot be read any more.
-const FORMAT: &str = "1";
+const FORMAT: &str = "2";
 
 /// Why a checkpoint cannot be used; the state is then made again from usage.
 #[derive(Debug, thiserror::Error)]
@@ -45,7 +47,7 @@ impl Fold {
             ("format", FORMAT.to_owned()),
             ("rule", self.rule.name.clone()),
             ("rule_version", self.rule.version.clone()),
-            ("reference_version", self.project.reference.version().to_owned()),
+            ("reference", self.reads.clone()),
             ("functions_version", FUNCTIONS_VERSION.to_owned()),
             ("plan", self.fingerprint.clone()),
         ]
@@ -56,6 +58,8 @@ impl Fold {
 const HASH: &str = "sha256";
 /// Metadata of the windows: the number of the next one.
 const NEXT: &str = "next";
+/// Metadata of what was before the windows: from when on it is told apart.
+const FROM: &str = "from";
 
 fn hash(bytes: &[u8]) -> String {
     hex::encode(Sha256::digest(bytes))
@@ -94,6 +98,11 @@ impl FoldState {
         for (partials, (_, stages)) in self.points.iter().zip(&self.fold.points) {
             write(&mut state, &stages.state, partials.batches())?;
         }
+        if let Some(carry) = &self.fold.carry {
+            let (from, batches) = self.openings.encode();
+            let from = HashMap::from([(FROM.to_owned(), from.to_string())]);
+            write(&mut state, &Arc::new(carry.schema.as_ref().clone().with_metadata(from)), batches)?;
+        }
         let versions = self.fold.versions().into_iter().chain([(HASH, hash(&state))]);
         let versions = versions.map(|(what, version)| (what.to_owned(), version)).collect();
         let mut bytes = Vec::with_capacity(state.len() + 1024);
@@ -105,7 +114,8 @@ impl FoldState {
     /// The state that [`Self::encode`] wrote.
     ///
     /// # Errors
-    /// [`CheckpointError::Other`] for a state of another version of rule, reference data, functions or format, and
+    /// [`CheckpointError::Other`] for a state of another version of rule, functions or format, or of reference tables that
+    /// events are joined with, and
     /// [`CheckpointError::Unreadable`] for what is no state.
     pub fn decode(fold: &Arc<Fold>, bytes: &[u8]) -> Result<Self, CheckpointError> {
         let mut bytes = Cursor::new(bytes);
@@ -140,6 +150,14 @@ impl FoldState {
             points.push(Partials::new(batches));
         }
         state.points = points;
+        if let Some(carry) = &fold.carry {
+            let (schema, batches) = read(&mut bytes)?;
+            let from = schema.metadata().get(FROM).and_then(|from| from.parse().ok());
+            let from = from.filter(|_| schema.fields() == carry.schema.fields()).ok_or_else(|| damaged("other columns of opening"))?;
+            // Metadata of one stream is none of the rows.
+            let rows = batches.into_iter().map(|batch| RecordBatch::try_new(Arc::clone(&carry.schema), batch.columns().to_vec()));
+            state.openings = Openings::new(rows.collect::<Result<_, _>>()?, from);
+        }
         Ok(state)
     }
 

@@ -1,10 +1,10 @@
 //! Charges from a state: the aggregates are finished, and the plan above them is evaluated.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
-use arrow::array::{Array, AsArray, RecordBatch};
-use arrow::compute::concat_batches;
+use arrow::array::{Array, AsArray, BooleanArray, RecordBatch, StringArray};
+use arrow::compute::{concat_batches, filter_record_batch};
 use arrow::datatypes::Int64Type;
 use datafusion::common::{Result, internal_datafusion_err};
 use datafusion::logical_expr::LogicalPlan;
@@ -12,6 +12,8 @@ use datafusion::physical_plan::collect;
 use ratemill_schemas::Window;
 use tokio::time::timeout_at;
 
+use super::Fold;
+use super::opening::Openings;
 use super::slots::{Slot, SlotRows, filled};
 use super::sources::{charges_rows, windows_rows};
 use super::state::{Failure, FoldState, has_no_window, renumbered};
@@ -28,31 +30,63 @@ impl FoldState {
     /// [`RateError`] names rule and window. Whoever reads the window again gets the same charges or an error that may
     /// name the subject or customer, too.
     pub async fn evaluate(&self, windows: &[Window], evaluator: &Evaluator) -> Result<Vec<WindowCharges>, RateError> {
+        Ok(Evaluation { fold: &self.fold, states: &[self], only: None }.charges(windows, evaluator).await?.charges)
+    }
+
+    /// The same from the events of this state and of one of the same fold that has what came later.
+    ///
+    /// # Errors
+    /// As [`Self::evaluate`].
+    pub async fn evaluate_with(&self, later: &Self, windows: &[Window], evaluator: &Evaluator) -> Result<Vec<WindowCharges>, RateError> {
+        Ok(Evaluation { fold: &self.fold, states: &[self, later], only: None }.charges(windows, evaluator).await?.charges)
+    }
+}
+
+/// One evaluation.
+pub(super) struct Evaluation<'a> {
+    pub(super) fold: &'a Arc<Fold>,
+    /// States of the fold, whose events are rated together.
+    pub(super) states: &'a [&'a FoldState],
+    /// Only charges of these customers are wanted; of a fold whose customers are not told apart, all are given.
+    pub(super) only: Option<&'a HashSet<String>>,
+}
+
+/// What was evaluated.
+pub(super) struct Outcome {
+    pub(super) charges: Vec<WindowCharges>,
+    /// Rows of state that went into it.
+    pub(super) groups: usize,
+}
+
+impl Evaluation<'_> {
+    pub(super) async fn charges(&self, windows: &[Window], evaluator: &Evaluator) -> Result<Outcome, RateError> {
         let (timed, deadline) = evaluator.timed();
         let Some(deadline) = deadline else { return self.evaluate_in_time(windows, &timed).await };
         let in_time = timeout_at(deadline, self.evaluate_in_time(windows, &timed)).await;
         in_time.unwrap_or_else(|_| Err(evaluator.too_late(&self.fold.rule, windows)))
     }
 
-    async fn evaluate_in_time(&self, windows: &[Window], evaluator: &Evaluator) -> Result<Vec<WindowCharges>, RateError> {
+    async fn evaluate_in_time(&self, windows: &[Window], evaluator: &Evaluator) -> Result<Outcome, RateError> {
         let rule = &self.fold.rule;
         let mut results: HashMap<Window, RecordBatch> = HashMap::with_capacity(windows.len());
+        let mut groups = 0;
         if rule.reads_itself() && !evaluator.gives_earlier(rule) {
             let mut ordered = windows.to_vec();
             ordered.sort_unstable();
             ordered.dedup();
             self.rate_missing(&ordered, evaluator).await?;
             for window in ordered {
-                self.evaluate_together(&[window], evaluator, &mut results).await?;
+                groups += self.evaluate_together(&[window], evaluator, &mut results).await?;
                 let charges = evaluator.charges_of(rule, window, results.get(&window));
                 evaluator.keep(rule, &[charges]);
             }
         } else {
             for windows in windows.chunks(WINDOWS_AT_ONCE) {
-                self.evaluate_together(windows, evaluator, &mut results).await?;
+                groups += self.evaluate_together(windows, evaluator, &mut results).await?;
             }
         }
-        Ok(windows.iter().map(|window| evaluator.charges_of(rule, *window, results.get(window))).collect())
+        let charges = windows.iter().map(|window| evaluator.charges_of(rule, *window, results.get(window)));
+        Ok(Outcome { charges: charges.collect(), groups })
     }
 
     /// Rates the windows that these read and that are neither among them nor published: what they held is not in the state.
@@ -77,14 +111,15 @@ impl FoldState {
         windows: &[Window],
         evaluator: &Evaluator,
         results: &mut HashMap<Window, RecordBatch>,
-    ) -> Result<(), RateError> {
+    ) -> Result<usize, RateError> {
+        let mut groups = 0;
         let rule = &self.fold.rule;
         let set = self.fold.set(windows)?;
         if let Some(error) = self.failure(&set) {
             return Err(error);
         }
         let upstream = evaluator.upstream(rule, &set).await?;
-        let outputs = match self.outputs(&set, &upstream).await {
+        let outputs = match self.outputs(&set, &upstream, &mut groups).await {
             Ok(outputs) => outputs,
             Err(error) if windows.len() < 2 => {
                 let window = windows.first().copied().unwrap_or(Window { start: 0, end: 0 });
@@ -95,22 +130,27 @@ impl FoldState {
                 let mut outputs = Vec::new();
                 for window in windows {
                     let set = self.fold.set(std::slice::from_ref(window))?;
-                    let of_window = self.outputs(&set, &upstream).await;
+                    let of_window = self.outputs(&set, &upstream, &mut groups).await;
                     outputs.extend(of_window.map_err(|error| self.fold.failed(*window, contract_of(&set), root_message(&error)))?);
                 }
                 outputs
             }
         };
-        evaluator.gather(rule, outputs, results)
+        evaluator.gather(rule, outputs, results)?;
+        Ok(groups)
     }
 
     /// The error of the first window that cannot be rated.
-    fn failure(&self, set: &WindowSet) -> Option<RateError> {
+    pub(super) fn failure(&self, set: &WindowSet) -> Option<RateError> {
         let rule = &self.fold.rule;
+        if self.states.iter().all(|state| state.failed.is_empty()) {
+            return None;
+        }
         set.targets().iter().find_map(|target| {
-            let number = self.numbers.get(&rated(target))?;
+            let rated = rated(target);
             let blame = |subject: &Option<String>| Blame { contract: target.contract.clone(), customer: None, subject: subject.clone() };
-            Some(match self.failed.get(number)? {
+            let failure = self.states.iter().find_map(|state| state.failed.get(state.numbers.get(&rated)?));
+            Some(match failure? {
                 Failure::Query { subject, message } => self.fold.failed(target.window, blame(subject), message.clone()),
                 Failure::FanOut { subject, usage_source, id, table } => RateError::FanOut {
                     rule: rule.name.clone(),
@@ -124,14 +164,16 @@ impl FoldState {
         })
     }
 
-    /// The output of the query for each target.
-    async fn outputs(&self, set: &Arc<WindowSet>, upstream: &Upstream) -> Result<Vec<(Target, RecordBatch)>> {
+    /// The output of the query for each target; counts the rows of state that go into it.
+    async fn outputs(&self, set: &Arc<WindowSet>, upstream: &Upstream, groups: &mut usize) -> Result<Vec<(Target, RecordBatch)>> {
         // Here the number of a window is that of its target.
         let mut targets = BTreeMap::new();
-        let mut numbers = HashMap::new();
+        let mut numbers: Vec<HashMap<i64, i64>> = self.states.iter().map(|_| HashMap::new()).collect();
         for (target, number) in set.targets().iter().zip(0_i64..) {
             let rated = rated(target);
-            numbers.extend(self.numbers.get(&rated).map(|of_state| (*of_state, number)));
+            for (state, numbers) in self.states.iter().zip(&mut numbers) {
+                numbers.extend(state.numbers.get(&rated).map(|of_state| (*of_state, number)));
+            }
             targets.insert(number, rated);
         }
         let mut rows = SlotRows(BTreeMap::from([(Slot::Windows, windows_rows(&targets)?)]));
@@ -140,22 +182,40 @@ impl FoldState {
                 rows.0.insert(Slot::Charges(index), charges_rows(charges, input, set)?);
             }
         }
+        if let Some(carry) = &self.fold.carry {
+            let openings: Vec<&Openings> = self.states.iter().map(|state| &state.openings).collect();
+            rows.0.insert(Slot::Opening, carry.opening(&openings, set)?);
+        }
         let engine = &self.fold.engine;
-        for (index, ((point, stages), partials)) in self.fold.points.iter().zip(&self.points).enumerate() {
-            let states = partials.batches().map(|batch| renumbered(batch, &point.windows, &numbers));
-            let mut states = states.collect::<Result<Vec<_>>>()?;
-            states.retain(|batch| batch.num_rows() > 0);
-            if let Some(rest) = &point.rest {
-                let batches = stages.partial_of(engine, &filled(rest.clone(), &rows)?).await?;
-                if batches.iter().any(|batch| has_no_window(batch, &point.windows)) {
-                    return Err(internal_datafusion_err!("a row of a fold lost its window"));
+        for (index, (point, stages)) in self.fold.points.iter().enumerate() {
+            let mut batches = Vec::new();
+            for (state, numbers) in self.states.iter().zip(&numbers) {
+                for batch in state.points[index].batches() {
+                    batches.push(renumbered(&self.wanted(index, batch.clone())?, &point.windows, numbers)?);
                 }
-                states.extend(batches);
             }
-            rows.0.insert(Slot::Aggregate(index), stages.finish(engine, states, &point.schema).await?);
+            if let Some(rest) = &point.rest {
+                for batch in stages.partial_of(engine, &filled(rest.clone(), &rows)?).await? {
+                    if has_no_window(&batch, &point.windows) {
+                        return Err(internal_datafusion_err!("a row of a fold lost its window"));
+                    }
+                    batches.push(self.wanted(index, batch)?);
+                }
+            }
+            batches.retain(|batch| batch.num_rows() > 0);
+            *groups += batches.iter().map(RecordBatch::num_rows).sum::<usize>();
+            rows.0.insert(Slot::Aggregate(index), stages.finish(engine, batches, &point.schema).await?);
         }
         let output = self.above(filled(self.fold.above.clone(), &rows)?).await?;
         split_by_target(&output, set)
+    }
+
+    /// The rows of an aggregate that are of the wanted customers.
+    fn wanted(&self, point: usize, batch: RecordBatch) -> Result<RecordBatch> {
+        let (Some(only), Some(key)) = (self.only, self.fold.customers.as_ref().and_then(|keys| keys.get(point))) else { return Ok(batch) };
+        let customers = customers_of(&batch, *key)?;
+        let kept: BooleanArray = customers.iter().map(|customer| Some(customer.is_some_and(|customer| only.contains(customer)))).collect();
+        Ok(filter_record_batch(&batch, &kept)?)
     }
 
     async fn above(&self, plan: LogicalPlan) -> Result<RecordBatch> {
@@ -169,6 +229,12 @@ impl FoldState {
         }
         Ok(output)
     }
+}
+
+/// The customer of each row of an aggregate.
+pub(super) fn customers_of(batch: &RecordBatch, key: usize) -> Result<&StringArray> {
+    let customers = batch.columns().get(key).and_then(|column| column.as_string_opt::<i32>());
+    customers.ok_or_else(|| internal_datafusion_err!("a customer is no text"))
 }
 
 /// The contract of a window that one contract has.

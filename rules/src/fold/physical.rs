@@ -70,6 +70,10 @@ impl Kept {
         Self { logical, partial: false, made: Mutex::default() }
     }
 
+    pub(super) fn logical(&self) -> &LogicalPlan {
+        &self.logical
+    }
+
     fn partial(logical: LogicalPlan) -> Self {
         Self { logical, partial: true, made: Mutex::default() }
     }

@@ -55,7 +55,7 @@ pub(super) fn divide(plan: &LogicalPlan) -> Result<Divided, NotFoldable> {
 enum Rows {
     /// Reference tables and windows.
     Fixed,
-    /// Aggregates that are folded, or charges.
+    /// Aggregates that are folded, charges, or `opening`.
     Late,
     /// Each event by itself, and maybe more rows without events.
     Events,
@@ -83,7 +83,7 @@ impl Divider {
             LogicalPlan::TableScan(scan) => {
                 let rows = match Slot::of(scan) {
                     Some(Slot::Usage) => Rows::Events,
-                    Some(Slot::Charges(_) | Slot::Aggregate(_)) => Rows::Late,
+                    Some(Slot::Opening | Slot::Charges(_) | Slot::Aggregate(_)) => Rows::Late,
                     Some(Slot::Windows) | None => Rows::Fixed,
                 };
                 Ok((plan, rows))
@@ -166,9 +166,8 @@ impl Divider {
         match (join.join_type, events_left) {
             (Inner, _) | (Left | LeftSemi | LeftAnti | LeftMark, true) | (Right | RightSemi | RightAnti | RightMark, false) => {
                 if sides.other == Rows::Late {
-                    return Err(NotFoldable::because(
-                        "events are joined with what is aggregated from all events of the window, or with charges",
-                    ));
+                    let with = sides.late();
+                    return Err(NotFoldable::because(format!("events are joined with {with}")));
                 }
                 Ok((with_inputs(&LogicalPlan::Join(join.clone()), vec![sides.left, sides.right])?, Rows::Events))
             }
@@ -242,9 +241,8 @@ impl Divider {
     /// A join that preserves the other side.
     fn outer(&mut self, sides: &Sides<'_>) -> Result<(LogicalPlan, Rows), NotFoldable> {
         if sides.other == Rows::Late {
-            return Err(NotFoldable::because(
-                "what is aggregated from all events, or charges, are joined with events that may be missing (an outer join)",
-            ));
+            let what = sides.late();
+            return Err(NotFoldable::because(format!("{what} is joined with events that may be missing (an outer join)")));
         }
         let join = sides.join;
         let number = self.name();
@@ -293,6 +291,21 @@ impl Sides<'_> {
 
     fn other(&self) -> &LogicalPlan {
         if self.events_left { &self.right } else { &self.left }
+    }
+
+    /// What the other side is, where it is only known when all events are there.
+    fn late(&self) -> &'static str {
+        let reads = |wanted: fn(Slot) -> bool| {
+            let other = self.other();
+            other.exists(|node| Ok(matches!(node, LogicalPlan::TableScan(scan) if Slot::of(scan).is_some_and(wanted)))).unwrap_or(false)
+        };
+        if reads(|slot| slot == Slot::Opening) {
+            "opening, which a late event can change (what reads both by UNION ALL is folded)"
+        } else if reads(|slot| matches!(slot, Slot::Aggregate(_))) {
+            "what is aggregated from all events of the window"
+        } else {
+            "what other windows or rules charge"
+        }
     }
 
     /// The columns of a side that the condition looks at.

@@ -24,6 +24,8 @@ pub(super) enum Slot {
     Usage,
     /// One row for each window.
     Windows,
+    /// The last events before each window.
+    Opening,
     /// Charges of other rules or of other windows, by the place of the table among the rule's inputs.
     Charges(usize),
     /// The final rows of an aggregate that is folded.
@@ -35,6 +37,7 @@ impl Slot {
         match self {
             Self::Usage => "fold usage".to_owned(),
             Self::Windows => "fold windows".to_owned(),
+            Self::Opening => "fold opening".to_owned(),
             Self::Charges(index) => format!("fold charges {index}"),
             Self::Aggregate(index) => format!("fold aggregate {index}"),
         }
@@ -50,6 +53,7 @@ impl Slot {
         match kind {
             "usage" => Some(Self::Usage),
             "windows" => Some(Self::Windows),
+            "opening" => Some(Self::Opening),
             "charges" => index?.parse().ok().map(Self::Charges),
             "aggregate" => index?.parse().ok().map(Self::Aggregate),
             _ => None,

@@ -45,7 +45,7 @@ impl Sources for SlotSources<'_> {
         let (slot, schema) = match input {
             Input::Usage => (Slot::Usage, usage_schema(&self.project.usage)),
             Input::BillingWindow => return self.rows(&["window_start", "window_end"], window),
-            Input::Opening => return Err(plan_datafusion_err!("opening is not folded")),
+            Input::Opening => (Slot::Opening, opening_schema(&self.project.usage)),
             Input::Upstream(_) | Input::Earlier(_) => (Slot::Charges(index), charges_schema(schema)),
         };
         let scan = slot.scan("", &schema)?;
@@ -85,6 +85,13 @@ pub(super) fn usage_schema(usage: &UsageSchema) -> SchemaRef {
     numbered(
         usage.stored().fields().iter().map(|field| field.as_ref().clone().with_nullable(field.is_nullable() || arrival(field))).collect(),
     )
+}
+
+/// The same for `opening`, of which only the columns are kept that the query reads.
+pub(super) fn opening_schema(usage: &UsageSchema) -> SchemaRef {
+    Arc::new(Schema::new(
+        usage_schema(usage).fields().iter().map(|field| field.as_ref().clone().with_nullable(field.name() != WINDOW)).collect::<Vec<_>>(),
+    ))
 }
 
 fn windows_schema() -> SchemaRef {
@@ -128,7 +135,7 @@ pub(super) fn usage_rows(usage: &RecordBatch, windows: Vec<i64>, schema: &Schema
     Ok(RecordBatch::try_new(Arc::clone(schema), columns)?)
 }
 
-fn times(usage: &RecordBatch) -> Result<&arrow::array::PrimitiveArray<TimestampMicrosecondType>> {
+pub(super) fn times(usage: &RecordBatch) -> Result<&arrow::array::PrimitiveArray<TimestampMicrosecondType>> {
     let column = usage.column_by_name("time").and_then(|column| column.as_primitive_opt());
     column.ok_or_else(|| plan_datafusion_err!("usage has no column `time`"))
 }
@@ -151,24 +158,29 @@ pub(super) fn charges_rows(charges: &RecordBatch, input: &Input, set: &Arc<Windo
     }
     let lookup = if matches!(input, Input::Earlier(_)) { Lookup::After } else { Lookup::Inside };
     let found = look_up(lookup, set, columns, charges.num_rows())?;
-    let (mut rows, mut numbers) = (Vec::new(), Vec::new());
-    for row in 0..charges.num_rows() {
+    numbered_rows(charges, &found, &charges_schema(&charges.schema()))
+}
+
+/// Each of these rows with its number, or once for each number of a list.
+pub(super) fn numbered_rows(rows: &RecordBatch, found: &ArrayRef, schema: &SchemaRef) -> Result<RecordBatch> {
+    let (mut kept, mut numbers) = (Vec::new(), Vec::new());
+    for row in 0..rows.num_rows() {
         let of_row = match found.as_list_opt::<i32>() {
             Some(lists) => lists.value(row).as_primitive::<Int64Type>().clone(),
             None => found.as_primitive::<Int64Type>().slice(row, 1),
         };
         for number in of_row.iter().flatten() {
-            rows.push(u32::try_from(row).map_err(|_| plan_datafusion_err!("too many charges"))?);
+            kept.push(u32::try_from(row).map_err(|_| plan_datafusion_err!("too many rows"))?);
             numbers.push(number);
         }
     }
-    let taken = take_record_batch(charges, &UInt32Array::from(rows))?;
+    let taken = take_record_batch(rows, &UInt32Array::from(kept))?;
     let mut columns = taken.columns().to_vec();
     columns.push(Arc::new(Int64Array::from(numbers)));
-    Ok(RecordBatch::try_new(charges_schema(&charges.schema()), columns)?)
+    Ok(RecordBatch::try_new(Arc::clone(schema), columns)?)
 }
 
-fn look_up(lookup: Lookup, set: &Arc<WindowSet>, columns: Vec<ArrayRef>, rows: usize) -> Result<ArrayRef> {
+pub(super) fn look_up(lookup: Lookup, set: &Arc<WindowSet>, columns: Vec<ArrayRef>, rows: usize) -> Result<ArrayRef> {
     let function = lookup_function(lookup, set);
     let arg_fields: Vec<_> = columns.iter().map(|column| Arc::new(Field::new("argument", column.data_type().clone(), true))).collect();
     let return_type = function.inner().return_type(&[])?;

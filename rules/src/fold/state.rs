@@ -9,6 +9,7 @@ use arrow::datatypes::Int64Type;
 use datafusion::common::{DataFusionError, Result, internal_datafusion_err};
 use ratemill_schemas::Window;
 
+use super::opening::{Forgotten, Openings};
 use super::slots::{Slot, SlotRows, WINDOW};
 use super::sources::{targets_of_usage, usage_rows, usage_schema, windows_rows};
 use super::{Fold, OpenWindows};
@@ -34,6 +35,8 @@ pub struct FoldState {
     pub(super) failed: BTreeMap<i64, Failure>,
     /// One for each aggregate that is folded.
     pub(super) points: Vec<Partials>,
+    /// Of a rule that reads `opening`, what was before the windows.
+    pub(super) openings: Openings,
 }
 
 /// Why a window cannot be rated.
@@ -65,7 +68,7 @@ impl Partials {
         self.reduced.iter().chain(&self.later)
     }
 
-    fn push(&mut self, batch: RecordBatch) -> Result<()> {
+    pub(super) fn push(&mut self, batch: RecordBatch) -> Result<()> {
         if batch.num_rows() == 0 {
             return Ok(());
         }
@@ -79,7 +82,7 @@ impl Partials {
         Ok(())
     }
 
-    fn is_due(&self) -> bool {
+    pub(super) fn is_due(&self) -> bool {
         self.later_rows > self.reduced_rows.max(ROWS_MIN)
     }
 
@@ -89,7 +92,7 @@ impl Partials {
         *self = Self::new(std::mem::take(&mut self.reduced));
     }
 
-    fn change(&mut self, mut change: impl FnMut(&RecordBatch) -> Result<RecordBatch>) -> Result<()> {
+    pub(super) fn change(&mut self, mut change: impl FnMut(&RecordBatch) -> Result<RecordBatch>) -> Result<()> {
         let mut changed = |batches: &[RecordBatch]| -> Result<Vec<RecordBatch>> {
             let batches = batches.iter().map(&mut change).collect::<Result<Vec<_>>>()?;
             Ok(batches.into_iter().filter(|batch| batch.num_rows() > 0).collect())
@@ -99,7 +102,7 @@ impl Partials {
         Ok(())
     }
 
-    fn size(&self) -> usize {
+    pub(super) fn size(&self) -> usize {
         // Batches share buffers, each counts for its part.
         let column = |column: &ArrayRef| column.to_data().get_slice_memory_size().unwrap_or_else(|_| column.get_array_memory_size());
         self.batches().flat_map(RecordBatch::columns).map(column).sum()
@@ -122,6 +125,9 @@ impl Events {
     }
 }
 
+/// Rows of partial state that events added, each with the number of its aggregate.
+pub(super) type Added = Vec<(usize, RecordBatch)>;
+
 /// What events add to a state, or why they cannot be folded.
 enum Folded {
     Partials(Vec<Vec<RecordBatch>>),
@@ -131,7 +137,15 @@ enum Folded {
 impl FoldState {
     pub(super) fn new(fold: Arc<Fold>) -> Self {
         let points = fold.points.iter().map(|_| Partials::default()).collect();
-        Self { fold, windows: BTreeMap::new(), numbers: HashMap::new(), next: 0, failed: BTreeMap::new(), points }
+        Self {
+            fold,
+            windows: BTreeMap::new(),
+            numbers: HashMap::new(),
+            next: 0,
+            failed: BTreeMap::new(),
+            points,
+            openings: Openings::default(),
+        }
     }
 
     /// How the rule is folded.
@@ -156,7 +170,7 @@ impl FoldState {
     }
 
     /// Folds a batch of new events in: those in `open` windows and of meters that the rule reads, the others are left
-    /// out. `usage` has the columns of `UsageSchema::decoded`, or of `UsageSchema::stored`, and no event that the state
+    /// out. Of a rule that reads `opening`, every event is taken note of as one that a later window may open with. `usage` has the columns of `UsageSchema::decoded`, or of `UsageSchema::stored`, and no event that the state
     /// has already.
     ///
     /// No event is taken out again: when one is voided or amended, its window is dropped and folded anew.
@@ -167,20 +181,69 @@ impl FoldState {
     /// # Errors
     /// When memory is short for the batch, or it has not the columns of usage; the state is as it was.
     pub async fn fold(&mut self, usage: &RecordBatch, open: &OpenWindows) -> Result<(), RateError> {
+        self.fold_in(usage, open).await.map(|_| ())
+    }
+
+    /// Folds events in, and returns what they added.
+    pub(super) async fn fold_in(&mut self, usage: &RecordBatch, open: &OpenWindows) -> Result<Added, RateError> {
         let window = open.0.targets().first().map_or(Window { start: 0, end: 0 }, |target| target.window);
-        let failed = |fold: &Fold, error: &DataFusionError| fold.failed(window, Blame::default(), root_message(error));
-        let events = self.events(usage, open).map_err(|error| failed(&self.fold, &error))?;
+        let fold = Arc::clone(&self.fold);
+        let failed = |error: DataFusionError| fold.failed(window, Blame::default(), root_message(&error));
+        self.open_with(usage)?;
+        let events = self.events(usage, open).map_err(failed)?;
         if events.windows.is_empty() {
-            return Ok(());
+            return Ok(Added::default());
         }
-        match self.folded(&events).await {
+        let added = match self.folded(&events).await {
             Ok(Folded::Partials(partials)) => self.add(partials),
             Err(error) if is_exhausted(&error) => Err(error),
             // One window after the other says which of them is to blame.
             _ => self.fold_apart(&events).await,
         }
-        .map_err(|error| failed(&self.fold, &error))?;
-        self.reduce().await.map_err(|error| failed(&self.fold, &error))
+        .map_err(failed)?;
+        self.reduce().await.map_err(failed)?;
+        Ok(added)
+    }
+
+    /// Takes note of events as those that later windows may open with, and folds them into none: what was before all open
+    /// windows. One that is known already changes nothing. Of a rule that does not read `opening` nothing is noted.
+    ///
+    /// # Errors
+    /// When the batch has not the columns of usage.
+    pub fn open_with(&mut self, usage: &RecordBatch) -> Result<(), RateError> {
+        let Some(carry) = &self.fold.carry else { return Ok(()) };
+        self.openings.add(carry, usage).map_err(|error| self.unopened(&error))
+    }
+
+    /// Forgets whatever windows open with of the subjects, or else all of it, that one of these events is of: it was voided
+    /// or amended, and what was before it is not in the state. What is in force of them is then
+    /// [noted](Self::open_with) anew.
+    ///
+    /// # Errors
+    /// When Arrow cannot filter the rows.
+    pub fn forget_openings(&mut self, is_changed: impl Fn(&str, &str) -> bool) -> Result<Forgotten, RateError> {
+        let Some(carry) = &self.fold.carry else { return Ok(Forgotten::Nothing) };
+        let forgotten = self.openings.forget(carry, is_changed);
+        forgotten.map_err(|error| self.unopened(&error))
+    }
+
+    /// What was before windows that begin before `start` is not asked for any more.
+    ///
+    /// # Errors
+    /// When Arrow cannot make the rows anew; the opening is then of no use.
+    pub fn open_from(&mut self, start: i64) -> Result<(), RateError> {
+        let Some(carry) = &self.fold.carry else { return Ok(()) };
+        self.openings.cut_from(carry, start).map_err(|error| self.unopened(&error))
+    }
+
+    /// Whether the state knows what a window that begins at `start` opens with, or the rule does not read it.
+    #[must_use]
+    pub fn opens(&self, start: i64) -> bool {
+        self.fold.carry.is_none() || self.openings.tells(start)
+    }
+
+    fn unopened(&self, error: &DataFusionError) -> RateError {
+        self.fold.failed(Window { start: 0, end: 0 }, Blame::default(), root_message(error))
     }
 
     /// Forgets windows that are final.
@@ -215,6 +278,9 @@ impl FoldState {
                     self.points[index].push(batch)?;
                 }
             }
+            if let Some(carry) = &fold.carry {
+                self.openings.merge(carry, &other.openings)?;
+            }
             let failed: BTreeSet<i64> = self.failed.keys().copied().collect();
             self.forget(&failed)?;
             self.reduce().await
@@ -228,7 +294,7 @@ impl FoldState {
     #[must_use]
     pub fn size(&self) -> usize {
         let windows = self.windows.len() * (size_of::<RuleWindow>() + size_of::<i64>() + 64);
-        windows + self.points.iter().map(Partials::size).sum::<usize>()
+        windows + self.points.iter().map(Partials::size).sum::<usize>() + self.openings.size()
     }
 
     /// Rows of state: groups, and rows that will become one group.
@@ -327,7 +393,7 @@ impl FoldState {
         Ok(Folded::Partials(partials))
     }
 
-    async fn fold_apart(&mut self, events: &Events) -> Result<()> {
+    async fn fold_apart(&mut self, events: &Events) -> Result<Added> {
         let numbers = events.usage.column_by_name(WINDOW).map(|column| column.as_primitive::<Int64Type>().clone());
         let numbers = numbers.ok_or_else(|| internal_datafusion_err!("events without windows"))?;
         let mut outcomes = Vec::new();
@@ -342,16 +408,17 @@ impl FoldState {
             };
             outcomes.push((*number, outcome));
         }
+        let mut added = Added::default();
         for (number, outcome) in outcomes {
             match outcome {
-                Folded::Partials(partials) => self.add(partials)?,
+                Folded::Partials(partials) => added.extend(self.add(partials)?),
                 Folded::Failed(failure) => {
                     self.failed.insert(number, failure);
                     self.forget(&BTreeSet::from([number]))?;
                 }
             }
         }
-        Ok(())
+        Ok(added)
     }
 
     /// The one subject whose events of a window cannot be folded.
@@ -373,13 +440,15 @@ impl FoldState {
         None
     }
 
-    fn add(&mut self, partials: Vec<Vec<RecordBatch>>) -> Result<()> {
-        for (state, batches) in self.points.iter_mut().zip(partials) {
+    fn add(&mut self, partials: Vec<Vec<RecordBatch>>) -> Result<Added> {
+        let mut added = Added::default();
+        for (index, (state, batches)) in self.points.iter_mut().zip(partials).enumerate() {
             for batch in batches {
+                added.push((index, batch.clone()));
                 state.push(batch)?;
             }
         }
-        Ok(())
+        Ok(added)
     }
 
     /// Makes one state of what is much more than before: each row is then moved a bounded number of times. What memory is
@@ -440,7 +509,7 @@ fn is_exhausted(error: &DataFusionError) -> bool {
 }
 
 /// The number of each row's window, which is in one of these columns at least.
-fn numbers_of<'a>(batch: &'a RecordBatch, windows: &'a [usize]) -> impl Iterator<Item = Option<i64>> + 'a {
+pub(super) fn numbers_of<'a>(batch: &'a RecordBatch, windows: &'a [usize]) -> impl Iterator<Item = Option<i64>> + 'a {
     let columns: Vec<&Int64Array> = windows.iter().map(|index| batch.column(*index).as_primitive::<Int64Type>()).collect();
     (0..batch.num_rows()).map(move |row| columns.iter().find(|column| column.is_valid(row)).map(|column| column.value(row)))
 }

@@ -8,18 +8,20 @@ use ratemill_schemas::Window;
 use super::data::dealt_out;
 use super::random::Random;
 use super::{Case, Charged, charged, same};
-use crate::fold::{Fold, FoldState, NotFoldable};
+use crate::fold::{Fold, FoldState, NotFoldable, RunningCharges};
 use crate::session::{SessionLimits, runtime};
 
 /// What must have been folded in every run; rarer shapes have a test of their own in `fold`.
-pub(super) const FOLDED: [&str; 23] = [
+pub(super) const FOLDED: [&str; 25] = [
     "aggregate",
     "aggregate distinct",
     "aggregate filter",
     "anchored periods",
     "anti join",
     "billing periods",
+    "carry",
     "charges of another rule",
+    "customers apart",
     "correlated scalar subquery",
     "cte",
     "distinct",
@@ -54,18 +56,27 @@ async fn evaluated(case: &Case, state: &FoldState, windows: &[Window]) -> Charge
     charged(state.evaluate(windows, &case.evaluator(super::Mode::Auto, 1, vec![vec![case.usage.clone()]])).await, windows)
 }
 
-/// Whether the rule is folded; fails where its charges differ.
-pub(super) async fn folded(case: &Case, expected: &Charged, random: &mut Random) -> Result<Result<(), NotFoldable>, String> {
+/// What somebody is told who asks while events arrive.
+async fn asked(case: &Case, [state, later]: [&FoldState; 2], known: &mut RunningCharges, windows: &[Window]) -> Charged {
+    let evaluator = case.evaluator(super::Mode::Auto, 1, vec![vec![case.usage.clone()]]);
+    charged(state.running(Some(later), windows, &evaluator, known, None).await, windows)
+}
+
+/// Whether the rule is folded, and whether its customers are told apart; fails where its charges differ.
+pub(super) async fn folded(case: &Case, expected: &Charged, random: &mut Random) -> Result<Result<bool, NotFoldable>, String> {
     let fold = match fold(case).await {
         Ok(fold) => fold,
         Err(reason) => return Ok(Err(reason)),
     };
     let open = fold.open(&case.windows).unwrap();
     let mut states = vec![fold.state(), fold.state()];
+    let mut known = RunningCharges::default();
     let batches: Vec<_> = dealt_out(&case.usage, 1, random).concat();
     for batch in batches {
         let index = random.below(states.len());
-        states[index].fold(&batch, &open).await.map_err(|error| format!("folding: {error}"))?;
+        let folded =
+            if index == 0 { states[0].fold_noting(&batch, &open, &mut known).await } else { states[index].fold(&batch, &open).await };
+        folded.map_err(|error| format!("folding: {error}"))?;
         if random.chance(10) {
             states[index] = restarted(case, states[index].clone()).await?;
         }
@@ -73,13 +84,29 @@ pub(super) async fn folded(case: &Case, expected: &Charged, random: &mut Random)
             // Looking changes nothing.
             let _ = evaluated(case, &states[index], &case.windows).await;
         }
+        if random.chance(15) {
+            // What is known of former answers is as good as what is evaluated from all.
+            let both = asked(case, [&states[0], &states[1]], &mut known, &case.windows).await;
+            let evaluator = case.evaluator(super::Mode::Auto, 1, vec![vec![case.usage.clone()]]);
+            let anew = charged(states[0].evaluate_with(&states[1], &case.windows, &evaluator).await, &case.windows);
+            same("asked while usage arrives", &anew, &both, false)?;
+        }
     }
+    same("asked", expected, &asked(case, [&states[0], &states[1]], &mut known, &case.windows).await, false)?;
     let (delta, mut state) = (states.pop().unwrap(), states.pop().unwrap());
     state.merge(delta).await.map_err(|error| format!("merging: {error}"))?;
     same("folded", expected, &evaluated(case, &state, &case.windows).await, false)?;
     state = restarted(case, state).await?;
     same("folded and restarted", expected, &evaluated(case, &state, &case.windows).await, false)?;
-    let (dropped, kept): (Vec<Window>, Vec<Window>) = case.windows.iter().partition(|_| random.chance(50));
+    if let (Ok(expected), Some(first)) = (expected, case.windows.get(random.below(case.windows.len().max(1)))) {
+        // What lies before the windows that may still be asked for is one stretch.
+        state.open_from(first.start).map_err(|error| format!("cutting: {error}"))?;
+        let windows: Vec<Window> = case.windows.iter().copied().filter(|window| window.start >= first.start).collect();
+        let expected = windows.iter().map(|window| (*window, expected[window].clone())).collect();
+        same("folded from some window on", &Ok(expected), &evaluated(case, &state, &windows).await, false)?;
+    }
+    let (dropped, kept): (Vec<Window>, Vec<Window>) =
+        case.windows.iter().partition(|window| !state.opens(window.start) || random.chance(50));
     state.drop_windows(&dropped);
     if let Ok(expected) = expected {
         let expected = kept.iter().map(|window| (*window, expected[window].clone())).collect();
@@ -89,5 +116,5 @@ pub(super) async fn folded(case: &Case, expected: &Charged, random: &mut Random)
     if state.rows() > 0 || !state.windows().is_empty() {
         return Err(format!("{} rows are left", state.rows()));
     }
-    Ok(Ok(()))
+    Ok(Ok(fold.tells_customers_apart()))
 }

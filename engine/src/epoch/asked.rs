@@ -1,0 +1,69 @@
+//! What is kept of a folded rule between questions: charges as they were evaluated last, and a second state with the usage
+//! that came after the last epoch.
+
+use std::sync::Arc;
+
+use ratemill_rules::{Evaluator, Fold, FoldState, OpenWindows, RateError, RunningCharges, WindowCharges};
+use ratemill_schemas::Window;
+
+use super::folds::RuleFold;
+use super::tail::TailUsage;
+
+/// What is kept of one rule.
+#[derive(Debug, Default)]
+pub(super) struct Asked {
+    /// Charges from the state of the last epoch.
+    pub(super) known: RunningCharges,
+    later: Option<Later>,
+}
+
+/// Usage that came after the last epoch.
+#[derive(Debug)]
+struct Later {
+    /// Position of the log from which on usage is in it.
+    from: i64,
+    /// Position up to which usage is in it.
+    to: i64,
+    state: FoldState,
+    windows: Vec<Window>,
+    open: OpenWindows,
+}
+
+impl Later {
+    fn new(fold: &Arc<Fold>, from: i64, windows: &[Window]) -> Result<Self, RateError> {
+        Ok(Self { from, to: from, state: fold.state(), windows: windows.to_vec(), open: fold.open(windows)? })
+    }
+
+    /// Folds what it does not have.
+    async fn follow(&mut self, tail: &[TailUsage]) -> Result<(), RateError> {
+        for usage in tail.iter().filter(|usage| usage.position >= self.to) {
+            self.state.fold(&usage.batch, &self.open).await?;
+        }
+        self.to = tail.last().map_or(self.to, |usage| usage.end.max(self.to));
+        Ok(())
+    }
+}
+
+impl Asked {
+    /// The charges of windows from the folded state, which has usage up to `position`, and `tail`.
+    pub(super) async fn charges(
+        &mut self,
+        (fold, position): (&RuleFold, i64),
+        tail: &[TailUsage],
+        windows: &[Window],
+        evaluator: &Evaluator,
+        customer: Option<&str>,
+    ) -> Result<Vec<WindowCharges>, RateError> {
+        // Who is stopped half-way leaves none that has a part of the tail.
+        let mut later = match self.later.take().filter(|later| later.from == position && later.windows == windows) {
+            Some(later) => later,
+            None => Later::new(&fold.fold, position, windows)?,
+        };
+        later.follow(tail).await?;
+        let before = self.known.groups();
+        let charges = fold.state.running(Some(&later.state), windows, evaluator, &mut self.known, customer).await;
+        self.later = Some(later);
+        metrics::counter!("ratemill_running_groups_total").increment((self.known.groups() - before) as u64);
+        charges
+    }
+}
