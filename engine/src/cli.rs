@@ -17,6 +17,7 @@ mod table;
 mod tap;
 mod test;
 mod upkeep;
+mod unrated;
 
 use std::io::IsTerminal;
 use std::path::PathBuf;
@@ -76,6 +77,8 @@ enum Command {
     Apply(apply::Apply),
     /// Let the running engine read rules and reference data again, as SIGHUP does.
     Reload(apply::Reload),
+    /// List usage that nothing charges, with the reason: unknown subject, no contract, no price, no rule; reads only.
+    Unrated(unrated::Unrated),
     /// Run the live engine with all connectors.
     Run(run::Run),
     /// Show how far the lake is: owner, last epoch, inputs, watermark, open windows.
@@ -198,6 +201,7 @@ pub fn main() -> ExitCode {
             Command::Pending(pending) => pending.run().await,
             Command::Apply(apply) => apply.run().await,
             Command::Reload(reload) => reload.run().await,
+            Command::Unrated(unrated) => unrated.run().await,
             Command::Run(run) => run.run().await,
             Command::Test(test) => test.run().await,
             Command::Sql(sql) => sql.run().await,

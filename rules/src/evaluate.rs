@@ -31,9 +31,10 @@ use tokio::time::{Instant, timeout_at};
 pub use blame::Blame;
 pub(crate) use charges::Upstream;
 pub use identity::Identities;
-pub(crate) use lifted::{contracts_in, lifted_over, lifted_plan, planning_session, split_by_target};
+pub(crate) use lifted::{LiftedSources, contracts_in, lifted_over, lifted_plan, planning_session, split_by_target};
 pub use provenance::{EventTotal, PricingCall, Provenance, ReadCharges, ReferenceRows, UsageEvent};
 pub use shape::{CHARGE_COLUMNS, is_identity, stored_type};
+pub(crate) use single::between;
 
 use crate::project::RuleProject;
 use crate::rule::Rule;
@@ -138,10 +139,10 @@ pub enum Mode {
 /// Rates windows with one version of the rules and of the reference data.
 #[derive(Debug, Clone)]
 pub struct Evaluator {
-    runtime: Arc<RuntimeEnv>,
-    limits: SessionLimits,
-    project: Arc<RuleProject>,
-    usage: Arc<dyn TableProvider>,
+    pub(crate) runtime: Arc<RuntimeEnv>,
+    pub(crate) limits: SessionLimits,
+    pub(crate) project: Arc<RuleProject>,
+    pub(crate) usage: Arc<dyn TableProvider>,
     mode: Mode,
     /// Charges that are given instead of evaluated, by the name of their table.
     given: Arc<BTreeMap<String, RecordBatch>>,

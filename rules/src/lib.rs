@@ -30,6 +30,7 @@ pub mod session;
 mod source;
 mod statement;
 mod tree;
+pub mod unrated;
 mod window_set;
 
 pub use diagnostics::{Diagnostic, Diagnostics};
@@ -39,3 +40,4 @@ pub use opaque::OpaqueTable;
 pub use project::RuleProject;
 pub use reference::{ReferenceData, ReferenceTable};
 pub use rule::{OutputColumn, Reach, Rule, RuleOptions, RuleWindow};
+pub use unrated::{Claims, NotAnalysed};

@@ -32,4 +32,5 @@ mod status;
 mod structure;
 mod upkeep;
 mod tap;
+mod unrated;
 mod wrong_rules;

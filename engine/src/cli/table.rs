@@ -59,6 +59,15 @@ fn flat(batch: &RecordBatch) -> Result<RecordBatch, Failure> {
     RecordBatch::try_new(Arc::new(Schema::new(fields)), columns).map_err(Failure::failed)
 }
 
+/// Texts as a table with lines.
+pub(crate) fn rows_of_texts<const N: usize>(titles: [&str; N], rows: &[[String; N]]) -> Result<String, Failure> {
+    let columns = titles.iter().enumerate().map(|(index, title)| {
+        let texts: StringArray = rows.iter().map(|row| Some(row[index].as_str())).collect();
+        (*title, Arc::new(texts) as ArrayRef)
+    });
+    render(&RecordBatch::try_from_iter(columns).map_err(Failure::failed)?)
+}
+
 /// The batch as a table with lines.
 pub(crate) fn render(batch: &RecordBatch) -> Result<String, Failure> {
     let batch = with_exact_texts(batch).map_err(Failure::failed)?;

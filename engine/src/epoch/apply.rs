@@ -67,7 +67,8 @@ impl Epochs {
         if request.project.as_ref().is_some_and(|project| *project != self.project.fingerprint()) {
             return Err(ApplyError::OtherProject);
         }
-        let mut reports = self.run(finalize).await?;
+        // Usage that is mended is a part of the difference that was shown.
+        let mut reports = self.run_log(finalize).await?;
         let clock = time::now();
         let usage = self.changes.over(self.usage()?).map_err(EpochError::from)?;
         let search = Search { rating: self.rating(), usage, state: &self.state, moved: &self.moved, clock };

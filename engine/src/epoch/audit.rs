@@ -24,6 +24,7 @@ use super::rate::{Evaluated, Rating, closure, evaluate_apart};
 use super::run::{APPLICATION, EpochError, Tables, table_specs};
 use super::state::EngineState;
 use crate::adopted::Adopted;
+use super::unrated::Suspense;
 use crate::lake::{Lake, LakeError, LakeTable};
 use crate::ledger::net;
 
@@ -135,9 +136,6 @@ pub struct LedgerAudit {
 /// Ledger and fresh sums by customer, billing period and currency.
 type Sums = BTreeMap<(String, String, String), (Decimal, Decimal)>;
 
-/// Versions that published windows together: rule, its version, reference version.
-type Versions = (String, String, String);
-
 impl LedgerAudit {
     /// Opens the tables as of the last completed epoch. What somebody else committed since is seen, too.
     ///
@@ -189,7 +187,7 @@ impl LedgerAudit {
         let mut seen: HashSet<(String, RuleWindow)> =
             self.state.pending.iter().map(|task| (task.rule.clone(), task.window.clone())).collect();
         report.waiting = seen.len();
-        for ((rule, rule_version, reference_version), ranges) in self.published_ranges() {
+        for ((rule, rule_version, reference_version), ranges) in self.state.finalized.published_by_version() {
             let project = match self.rating().version(&rule, &rule_version, &reference_version).await {
                 Ok(project) => project,
                 Err(error @ EpochError::Version { .. }) => {
@@ -198,15 +196,7 @@ impl LedgerAudit {
                 }
                 Err(error) => return Err(error),
             };
-            let mut windows = BTreeSet::new();
-            for range in ranges {
-                let between = match (&range.contract_id, project.rule(&rule, &rule_version)) {
-                    (None, Some(version)) => version.rated_between(&project.reference, range.window.start, range.window.end)?,
-                    _ => vec![range.clone()],
-                };
-                let inside = |rated: &RuleWindow| range.window.start <= rated.window.start && rated.window.end <= range.window.end;
-                windows.extend(between.into_iter().filter(inside));
-            }
+            let windows = windows_of(&project, &rule, &rule_version, &ranges)?;
             let windows: Vec<RuleWindow> = windows.into_iter().filter(|window| seen.insert((rule.clone(), window.clone()))).collect();
             for part in windows.chunks(WINDOWS_AT_ONCE) {
                 self.compare(&project, &rule, &rule_version, part, &mut report, &mut sums).await?;
@@ -245,18 +235,23 @@ impl LedgerAudit {
         }
     }
 
-    fn arrow(&self, source: arrow::error::ArrowError) -> EpochError {
-        EpochError::Arrow { epoch: self.epoch, source }
+    /// The names of the rules.
+    pub fn rules(&self) -> impl Iterator<Item = &str> + Clone {
+        self.project.rules.iter().map(|rule| rule.name.as_str())
     }
 
-    fn published_ranges(&self) -> BTreeMap<Versions, Vec<RuleWindow>> {
-        let mut ranges: BTreeMap<Versions, Vec<RuleWindow>> = BTreeMap::new();
-        for range in self.state.finalized.iter().filter(|range| range.published) {
-            let versions = (range.rule.clone(), range.rule_version.clone(), range.reference_version.clone());
-            let window = Window { start: range.start, end: range.end };
-            ranges.entry(versions).or_default().push(RuleWindow { window, contract_id: range.contract_id.clone() });
-        }
-        ranges
+    /// What telling unrated usage reads.
+    pub(super) fn suspense(&self) -> Suspense<'_> {
+        Suspense { rating: self.rating(), changes: &self.changes, adopted: &self.adopted, state: &self.state }
+    }
+
+    /// The last completed epoch.
+    pub(super) fn epoch(&self) -> i64 {
+        self.epoch
+    }
+
+    fn arrow(&self, source: arrow::error::ArrowError) -> EpochError {
+        EpochError::Arrow { epoch: self.epoch, source }
     }
 
     /// Rates these windows of one version and compares each with its ledger rows.
@@ -346,6 +341,25 @@ impl LedgerAudit {
         }
         Ok(())
     }
+}
+
+/// The windows of ranges that one version of a rule published.
+pub(super) fn windows_of(
+    project: &RuleProject,
+    rule: &str,
+    rule_version: &str,
+    ranges: &[RuleWindow],
+) -> Result<BTreeSet<RuleWindow>, EpochError> {
+    let mut windows = BTreeSet::new();
+    for range in ranges {
+        let between = match (&range.contract_id, project.rule(rule, rule_version)) {
+            (None, Some(version)) => version.rated_between(&project.reference, range.window.start, range.window.end)?,
+            _ => vec![range.clone()],
+        };
+        let inside = |rated: &RuleWindow| range.window.start <= rated.window.start && rated.window.end <= range.window.end;
+        windows.extend(between.into_iter().filter(inside));
+    }
+    Ok(windows)
 }
 
 fn not_rated(rule: &str, window: Option<&RuleWindow>, error: &dyn std::fmt::Display) -> Difference {

@@ -177,6 +177,19 @@ impl Changes {
     }
 }
 
+/// `usage` without these events.
+pub(super) fn without<'e>(
+    usage: Arc<dyn TableProvider>,
+    events: impl Iterator<Item = &'e EventId>,
+) -> Result<Arc<dyn TableProvider>, DataFusionError> {
+    let mut left_out = Identities::new();
+    for event in events {
+        left_out.entry(event.id.clone()).or_default().insert(event.source.clone());
+    }
+    let nothing = RecordBatch::new_empty(usage.schema());
+    effective::usage(usage, &Arc::new(left_out), &nothing)
+}
+
 impl Epochs {
     /// What the voids and amendments of these frames do, and those that waited for their usage.
     pub(super) async fn effect_of(&self, epoch: i64, frames: &[Frame], usage: &[RecordBatch]) -> Result<Effect, EpochError> {

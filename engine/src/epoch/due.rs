@@ -351,7 +351,7 @@ pub(super) fn held_periods(
 
 /// Adds the published windows that read re-rated ones: of other rules those around or, where they look back, after them, and
 /// the later ones of a rule that looks back itself.
-fn add_readers(state: &EngineState, project: &RuleProject, tasks: &mut Vec<WindowTask>) -> Result<(), WindowError> {
+pub(super) fn add_readers(state: &EngineState, project: &RuleProject, tasks: &mut Vec<WindowTask>) -> Result<(), WindowError> {
     loop {
         let before = tasks.len();
         for rule in &project.rules {

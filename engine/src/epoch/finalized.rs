@@ -42,7 +42,7 @@ impl Finalized {
         }
     }
 
-    /// The billing period that it is.
+    /// The billing period that it is, or all of its time.
     pub(super) fn rated(&self) -> RuleWindow {
         RuleWindow { window: Window { start: self.start, end: self.end }, contract_id: self.contract_id.clone() }
     }
@@ -62,6 +62,9 @@ impl Finalized {
             && self.published == other.published
     }
 }
+
+/// A rule, its version and the reference version.
+type Versions = (String, String, String);
 
 /// Finalized windows by rule and contract.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -90,6 +93,16 @@ impl FinalizedWindows {
     /// All ranges.
     pub fn iter(&self) -> impl Iterator<Item = &Finalized> + Clone {
         self.groups.values().flatten()
+    }
+
+    /// Published ranges by what published them together.
+    pub(super) fn published_by_version(&self) -> BTreeMap<Versions, Vec<RuleWindow>> {
+        let mut ranges: BTreeMap<Versions, Vec<RuleWindow>> = BTreeMap::new();
+        for range in self.iter().filter(|range| range.published) {
+            let versions = (range.rule.clone(), range.rule_version.clone(), range.reference_version.clone());
+            ranges.entry(versions).or_default().push(range.rated());
+        }
+        ranges
     }
 
     /// The ranges of a rule.

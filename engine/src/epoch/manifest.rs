@@ -18,13 +18,15 @@ pub struct WindowTask {
     pub reference_version: String,
     /// The window.
     pub window: RuleWindow,
-    /// Why: `window closed`, `late usage`, `void or amendment`, `re-rate`, or why a pending change was applied.
+    /// Why: `window closed`, `late usage`, `void or amendment`, `re-rate`, `unrated usage mended`, or why a pending change was applied.
     pub cause: String,
 }
 
 impl WindowTask {
     /// The cause of windows that voids and amendments correct.
     pub(super) const CHANGED: &'static str = "void or amendment";
+    /// The cause of windows whose unrated usage is rated by now.
+    pub(super) const MENDED: &'static str = "unrated usage mended";
 
     /// Whether it corrects a published window because of what arrived.
     pub(super) fn is_late(&self) -> bool {

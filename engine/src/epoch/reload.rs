@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::due;
 use super::folds::Folds;
+use super::mended::Examine;
 use super::moved::MovedSubjects;
 use super::run::{EpochError, EpochReport, Epochs};
 use super::state::OpenWindow;
@@ -66,6 +67,7 @@ impl Epochs {
     /// or into [`Self::fit`] where it can fail: a start and a reload go the same way.
     pub(super) fn take(&mut self, fitted: Fitted) -> Fitted {
         self.failed.clear();
+        self.examine = Examine::Due;
         Fitted {
             project: std::mem::replace(&mut self.project, fitted.project),
             open: std::mem::replace(&mut self.state.open, fitted.open),

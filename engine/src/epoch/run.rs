@@ -22,6 +22,7 @@ use super::changes::Changes;
 use super::due::{self, Finalize};
 use super::folds::{Folds, tracked_version};
 use super::manifest::{Completion, Manifest, WindowTask, completion_name, encode, manifest_name, read};
+use super::mended::Examine;
 use super::moved::MovedSubjects;
 use super::running_table::{RunningTable, running_spec};
 use super::state::{EngineState, TableVersions};
@@ -162,6 +163,8 @@ pub struct Epochs {
     pub(super) unfinished: Option<Manifest>,
     /// Windows whose rule failed since the start: not tried again before there is new usage.
     pub(super) failed: HashSet<(String, RuleWindow)>,
+    /// Whether published windows are to be searched for unrated usage that is mended.
+    pub(super) examine: Examine,
 }
 
 /// The latest event time of these rows.
@@ -312,6 +315,7 @@ impl Epochs {
             running,
             tail: tokio::sync::Mutex::default(),
             failed: HashSet::new(),
+            examine: Examine::Due,
         };
         let project = Arc::clone(&epochs.project);
         epochs.keep_versions(&project).await?;
@@ -383,11 +387,20 @@ impl Epochs {
         &self.project
     }
 
-    /// Runs epochs until everything that was durable at the call is in the lake; returns a report of each.
+    /// Runs epochs until everything that was durable at the call is in the lake, and charges what was unrated and is mended;
+    /// returns a report of each.
     ///
     /// # Errors
     /// [`EpochError`].
     pub async fn run(&mut self, finalize: Finalize) -> Result<Vec<EpochReport>, EpochError> {
+        let mut reports = self.run_log(finalize).await?;
+        if finalize != Finalize::Nothing {
+            reports.extend(self.rate_mended().await?);
+        }
+        Ok(reports)
+    }
+
+    pub(super) async fn run_log(&mut self, finalize: Finalize) -> Result<Vec<EpochReport>, EpochError> {
         let target = self.progress.position.load(Ordering::Acquire);
         let mut reports: Vec<EpochReport> = self.finish().await?.into_iter().collect();
         loop {
@@ -437,6 +450,7 @@ impl Epochs {
         let Some(manifest) = self.unfinished.clone() else { return Ok(None) };
         tracing::debug!(epoch = manifest.epoch, from = manifest.from, to = manifest.to, "epoch");
         let frames = log::read_range(&self.log_folder, manifest.from, manifest.to, u64::MAX)?;
+        self.note_examined(&manifest);
         let report = self.execute(manifest, &frames).await?;
         self.unfinished = None;
         Ok(Some(report))

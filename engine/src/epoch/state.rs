@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::changes::EventId;
 use super::finalized::FinalizedWindows;
+use super::mended::Examined;
 use super::periods::ClosedPeriod;
 use crate::log::FrameHeader;
 
@@ -110,6 +111,9 @@ pub struct EngineState {
     /// Voided or amended events that have not arrived.
     #[serde(default)]
     pub waiting: BTreeSet<EventId>,
+    /// What has been looked at for unrated usage that present reference data rate.
+    #[serde(default)]
+    pub examined: Option<Examined>,
     /// Closed invoicing months, in order.
     #[serde(default)]
     pub closed: Vec<ClosedPeriod>,

@@ -160,11 +160,11 @@ pub(crate) fn split_by_target(output: &RecordBatch, set: &WindowSet) -> Result<V
 }
 
 /// The windowed tables of one rule for all targets.
-struct LiftedSources<'a> {
-    evaluator: &'a Evaluator,
-    rule: &'a Rule,
-    set: &'a Arc<WindowSet>,
-    upstream: &'a Upstream,
+pub(crate) struct LiftedSources<'a> {
+    pub(crate) evaluator: &'a Evaluator,
+    pub(crate) rule: &'a Rule,
+    pub(crate) set: &'a Arc<WindowSet>,
+    pub(crate) upstream: &'a Upstream,
 }
 
 fn column(name: &str) -> Expr {

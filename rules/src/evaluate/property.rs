@@ -1,4 +1,5 @@
-//! Lifted = one by one, folded = one by one, and charges traced to what is enough for them, held over rules, reference data and usage that are made by chance.
+//! Lifted = one by one, folded = one by one, claimed = rated + unrated, and charges traced to what is enough for them, held over
+//! rules, reference data and usage that are made by chance.
 //!
 //! `RATEMILL_SEED` is the seed of the first case, `RATEMILL_CASES` their number; a case that fails names its seed.
 #![allow(clippy::unwrap_used)]
@@ -10,6 +11,7 @@ mod random;
 mod relations;
 mod rules;
 mod templates;
+mod unrated;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -106,6 +108,10 @@ async fn lifted_is_one_by_one() {
         let missing: Vec<&str> = folding::FOLDED.into_iter().filter(|shape| !folded.shapes.contains_key(shape)).collect();
         assert!(missing.is_empty(), "never folded: {missing:?}");
         assert!(folded.traced > 20 && folded.rated_from_events > 10, "too few charges were traced: {folded:?}");
+        for outcome in [unrated::LOST, unrated::SAME] {
+            let times = folded.unrated.iter().filter(|(found, _)| found.contains(outcome)).map(|(_, times)| times).sum::<usize>();
+            assert!(times * 20 > usize::try_from(cases).unwrap(), "only {times} of {cases} cases: {outcome}");
+        }
         let useful = count("charges");
         assert!(useful * 2 > usize::try_from(cases).unwrap(), "only {useful} of {cases} cases charged anything");
     }
@@ -119,6 +125,8 @@ struct Folded {
     /// Charges that were traced, and those that were rated from their events alone, too.
     traced: usize,
     rated_from_events: usize,
+    /// What came of the analysis of unrated usage.
+    unrated: BTreeMap<String, usize>,
 }
 
 /// One rule with everything that it reads.
@@ -177,6 +185,10 @@ impl Case {
             Traced::Nothing => {}
             Traced::Traced => folded.traced += 1,
             Traced::Enough => folded.rated_from_events += 1,
+        }
+        match unrated::told(&self, &expected).await? {
+            Ok(outcome) => *folded.unrated.entry(outcome).or_default() += 1,
+            Err(reason) => *folded.unrated.entry(format!("not analysed: {reason}")).or_default() += 1,
         }
         let mut some = self.windows.clone();
         some.retain(|_| random.chance(50));

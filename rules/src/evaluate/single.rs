@@ -265,7 +265,7 @@ fn day(micros: i64) -> Expr {
 }
 
 /// `start <= time < end`; the partition column lets whole days be passed over.
-pub(super) fn between(start: i64, end: i64) -> Expr {
+pub(crate) fn between(start: i64, end: i64) -> Expr {
     let column = |name: &str| Expr::Column(Column::from_name(name));
     column("day")
         .gt_eq(day(start))
