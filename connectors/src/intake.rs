@@ -54,8 +54,8 @@ pub struct Receipt {
 /// Why a submission was not taken. Nothing of it is durable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum IntakeError {
-    /// The queue or the log is full: send again later.
-    #[error("the usage log cannot keep up or has reached its quota; send again later")]
+    /// The queue, the log or its disk is full: send again later.
+    #[error("the usage log cannot keep up, or has reached its quota or the end of its disk; send again later")]
     Full,
     /// The engine is going down or has failed.
     #[error("the engine is stopping; send again later")]

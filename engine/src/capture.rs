@@ -17,6 +17,7 @@ use tokio::sync::{Notify, mpsc};
 
 use crate::adopted::Part;
 use crate::dedup::{Admission, DedupIndex};
+use crate::failpoint::Failpoint;
 use crate::log::{Frame, InputProgress, LogError, LogWriter, LoggedFile};
 use crate::pulse::{Outcome, Pulse};
 
@@ -68,12 +69,33 @@ pub struct Capture {
     pub quota: u64,
     /// What the rest of the engine sees.
     pub progress: Arc<CaptureProgress>,
+    /// The disk had no room for the last group.
+    pub is_full: bool,
 }
 
 /// One submission after dedup, waiting for the sync.
 struct Pending {
     submission: Submission,
     verdicts: Vec<Verdict>,
+}
+
+impl Pending {
+    /// What became known by it.
+    fn accepted_keys(&self) -> impl Iterator<Item = EventKey> {
+        let usage = &self.submission.usage;
+        let (of_usage, of_changes) = self.verdicts.split_at(usage.keys.len());
+        let accepted = |(key, verdict): (_, &Verdict)| (*verdict == Verdict::Accepted).then_some(key);
+        let events = usage.keys.iter().copied().zip(of_usage).filter_map(accepted);
+        let changes = usage.change_keys.iter().zip(of_changes).filter(|(_, verdict)| **verdict == Verdict::Accepted);
+        events.chain(changes.flat_map(|(key, _)| key.keys()))
+    }
+}
+
+/// A rejected record that is kept.
+struct Rejected {
+    input: Arc<str>,
+    rejection: Rejection,
+    key: EventKey,
 }
 
 impl Capture {
@@ -110,7 +132,7 @@ impl Capture {
         let mut pending = Vec::with_capacity(group.len());
         let mut batches: Vec<RecordBatch> = Vec::new();
         let mut changes: Vec<RecordBatch> = Vec::new();
-        let mut rejections: Vec<(Arc<str>, Rejection)> = Vec::new();
+        let mut rejections: Vec<Rejected> = Vec::new();
         let mut claims: Vec<FileClaim> = Vec::new();
         let mut adopted: Vec<(LoggedFile, Vec<EventKey>)> = Vec::new();
         let mut inputs: HashMap<Arc<str>, Option<i64>> = HashMap::new();
@@ -127,7 +149,7 @@ impl Capture {
                 self.progress.pulse.count(&submission.input, Outcome::Rejected, 1);
                 metrics::counter!("ratemill_rejected_total", "reason" => rejection.reason.code()).increment(1);
                 if self.dedup.check(key)? == Verdict::Accepted {
-                    rejections.push((Arc::clone(&submission.input), rejection));
+                    rejections.push(Rejected { input: Arc::clone(&submission.input), rejection, key });
                 }
             }
             let (of_usage, of_changes) = verdicts.split_at(submission.usage.keys.len());
@@ -159,7 +181,7 @@ impl Capture {
         let rejected = if rejections.is_empty() {
             None
         } else {
-            Some(to_batch(rejections.iter().map(|(input, rejection)| (&**input, rejection))).map_err(|source| self.arrow(source))?)
+            Some(to_batch(rejections.iter().map(|rejected| (&*rejected.input, &rejected.rejection))).map_err(|source| self.arrow(source))?)
         };
         let inputs = inputs.into_iter().map(|(input, time_max)| InputProgress { input: input.to_string(), time_max }).collect();
         let (adopted, keys): (Vec<LoggedFile>, Vec<Vec<EventKey>>) = adopted.into_iter().unzip();
@@ -168,7 +190,15 @@ impl Capture {
             .with_runs(runs.iter().map(|(input, rows, changes)| (&**input, *rows, *changes)))
             .with_adopted(adopted);
         if !frame.is_empty() {
-            self.log.append(&mut frame, time::now(), self.progress.drained.load(Ordering::Acquire))?;
+            match self.log.append(&mut frame, time::now(), self.progress.drained.load(Ordering::Acquire)) {
+                Err(error @ LogError::Full { .. }) => {
+                    let noted = rejections.iter().map(|rejected| rejected.key).chain(keys.into_iter().flatten());
+                    self.push_back(&error, pending, noted.collect());
+                    return Ok(());
+                }
+                appended => appended?,
+            };
+            self.is_full = false;
             self.hand_over(&frame, keys);
             self.progress.undrained_bytes.fetch_add(frame.weight(), Ordering::AcqRel);
             self.progress.position.store(self.log.position(), Ordering::Release);
@@ -176,7 +206,9 @@ impl Capture {
             metrics::histogram!("ratemill_log_commit_duration_seconds").record(started.elapsed());
         }
         self.progress.pulse.note_ids(self.dedup.len());
+        Failpoint::CaptureBeforeAnswer.reached();
         self.answer(pending);
+        Failpoint::CaptureAnswered.reached();
         Ok(())
     }
 
@@ -210,7 +242,20 @@ impl Capture {
         waiting.extend(Part::of_frame(&frame.header).iter().map(|part| part.position).zip(keys));
     }
 
-    fn verdicts(&mut self, submission: &Submission, rejections: &mut Vec<(Arc<str>, Rejection)>) -> Result<Vec<Verdict>, LogError> {
+    /// The disk is full: nothing of this is kept, nor known.
+    fn push_back(&mut self, error: &LogError, pending: Vec<Pending>, noted: Vec<EventKey>) {
+        if !std::mem::replace(&mut self.is_full, true) {
+            tracing::error!(%error, "usage is refused until there is room");
+        }
+        self.dedup.forget(noted.into_iter());
+        for pending in pending {
+            self.dedup.forget(pending.accepted_keys());
+            self.progress.pulse.count(&pending.submission.input, Outcome::Refused, pending.submission.usage.records());
+            let _ = pending.submission.reply.send(Err(IntakeError::Full));
+        }
+    }
+
+    fn verdicts(&mut self, submission: &Submission, rejections: &mut Vec<Rejected>) -> Result<Vec<Verdict>, LogError> {
         let usage = &submission.usage;
         let mut verdicts = self.dedup.check_all(&usage.keys)?;
         for key in &usage.change_keys {
@@ -224,7 +269,7 @@ impl Capture {
             if self.dedup.check(key)? == Verdict::Accepted {
                 let [source, id] = usage.identity_of(row).map(Some);
                 let rejection = Rejection { index, source, id, position, reason, message: message.to_owned(), raw };
-                rejections.push((Arc::clone(&submission.input), rejection));
+                rejections.push(Rejected { input: Arc::clone(&submission.input), rejection, key });
             }
             metrics::counter!("ratemill_rejected_total", "reason" => reason.code()).increment(1);
         }

@@ -130,7 +130,7 @@ impl From<OpenError> for Failure {
         let code = match &error {
             OpenError::Config(_) | OpenError::Connector(_) => 2,
             OpenError::Rules(_) | OpenError::Epoch(crate::epoch::EpochError::Version { .. }) => 3,
-            OpenError::Lake(LakeError::Held(_)) | OpenError::Log(crate::log::LogError::Locked { .. }) => 5,
+            OpenError::Lake(LakeError::Held(_) | LakeError::Fenced { .. }) | OpenError::Log(crate::log::LogError::Locked { .. }) => 5,
             OpenError::Lake(LakeError::Url { .. }) => 2,
             _ => 1,
         };
@@ -170,6 +170,7 @@ struct Project {
 /// Runs the program.
 #[must_use]
 pub fn main() -> ExitCode {
+    crate::failpoint::arm();
     // A reader that has seen enough (`ratemill explain … | head`) is no fault of ours.
     let report = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
@@ -226,7 +227,9 @@ fn start_logging(cli: &Cli) {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| {
         tracing_subscriber::EnvFilter::new(format!("{},deltalake_core=error,buoyant_kernel=error,rumqttc=error", cli.log))
     });
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal());
+    // A log that cannot be written, say because its disk is full, is no reason to stop: the complaint would panic.
+    let builder = tracing_subscriber::fmt().log_internal_errors(false);
+    let builder = builder.with_env_filter(filter).with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal());
     let started = match cli.log_format {
         LogFormat::Text => builder.with_target(false).try_init(),
         LogFormat::Json => builder.json().try_init(),

@@ -1,6 +1,7 @@
 //! `ratemill.toml`: where usage comes from, where it goes, and what is allowed.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -9,6 +10,7 @@ use ratemill_connectors::files::FilesConfig;
 use ratemill_connectors::http::{ApiKey, ApiKeyError, ApiKeys, HttpLimits};
 use ratemill_connectors::mapping::FieldRef;
 use ratemill_connectors::mqtt::MqttConfig;
+use ratemill_rules::session::SessionLimits;
 use ratemill_schemas::nearest::did_you_mean;
 use ratemill_schemas::time::parse_duration;
 use ratemill_schemas::usage::{Dimension, DimensionType, RESERVED};
@@ -85,11 +87,13 @@ pub struct Config {
 pub struct LakeConfig {
     /// A folder (relative to the project), `file:///…` or `s3://bucket/prefix`.
     pub url: String,
+    /// How long the lake stays ours while it cannot be told that we are there; then another log may have it.
+    pub lease: String,
 }
 
 impl Default for LakeConfig {
     fn default() -> Self {
-        Self { url: "lake".to_owned() }
+        Self { url: "lake".to_owned(), lease: "60 seconds".to_owned() }
     }
 }
 
@@ -231,6 +235,8 @@ pub struct Limits {
     pub queue_size: String,
     /// Memory of rating and of queries, each.
     pub query_memory: String,
+    /// Partitions of a query, which so many cores can work on; those of the machine by default.
+    pub query_partitions: Option<NonZeroUsize>,
     /// How long a query may run.
     pub query_time: String,
     /// Largest Parquet file of a drop.
@@ -247,6 +253,7 @@ impl Default for Limits {
             record_size: "256 KiB".to_owned(),
             queue_size: "128 MiB".to_owned(),
             query_memory: "2 GiB".to_owned(),
+            query_partitions: None,
             query_time: "60 seconds".to_owned(),
             file_size: "2 GiB".to_owned(),
             adopted_size: "8 MiB".to_owned(),
@@ -267,6 +274,8 @@ pub struct Settings {
     pub schema: Arc<UsageSchema>,
     /// Bytes of log before senders are pushed back.
     pub log_quota: u64,
+    /// How long the lake stays ours without a renewal, µs.
+    pub lease: i64,
     /// Time between epochs, µs.
     pub epoch_interval: i64,
     /// Bytes of log that make an epoch.
@@ -383,6 +392,7 @@ impl Settings {
             schema: Arc::new(UsageSchema::new(dimensions)),
             log_folder: folder.join(&config.log.dir),
             log_quota: bytes("log.quota", &config.log.quota)?,
+            lease: duration("lake.lease", &config.lake.lease)?.max(1_000_000),
             epoch_interval: duration("epoch.interval", &config.epoch.interval)?.max(10_000),
             epoch_bytes: bytes("epoch.size", &config.epoch.size)?,
             checkpoint_interval: duration("epoch.checkpoint", &config.epoch.checkpoint)?,
@@ -400,6 +410,14 @@ impl Settings {
             folder: folder.to_owned(),
             config,
         })
+    }
+
+    /// What queries and rating may take.
+    #[must_use]
+    pub fn session_limits(&self) -> SessionLimits {
+        let limits = SessionLimits { memory_bytes: self.query_bytes, ..SessionLimits::default() };
+        let partitions = self.config.limits.query_partitions.map_or(limits.partitions, NonZeroUsize::get);
+        SessionLimits { partitions, ..limits }
     }
 
     /// What decoders need.

@@ -240,6 +240,13 @@ impl DedupIndex {
         self.aged.find(entries, &strange)
     }
 
+    /// Takes back keys that became known and were not kept.
+    pub fn forget(&mut self, keys: impl Iterator<Item = EventKey>) {
+        for key in keys {
+            self.recent.remove(&entry(key));
+        }
+    }
+
     /// Adds keys without asking.
     pub fn insert_all(&mut self, keys: impl Iterator<Item = EventKey>) {
         let entries: Vec<Entry> = keys.map(entry).collect();

@@ -11,6 +11,7 @@ mod books;
 mod changes;
 mod checkpoint;
 mod due;
+mod error;
 mod explain;
 mod finalized;
 mod folds;

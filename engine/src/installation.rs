@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use ratemill_schemas::EventHasher;
 use serde::{Deserialize, Serialize};
 
-use crate::log::{LogError, sync_folder};
+use crate::log::{LogError, create_folder, sync_folder};
 
 #[derive(Debug, Serialize, Deserialize)]
 struct Identity {
@@ -31,7 +31,7 @@ impl Installation {
     /// [`LogError::Locked`] when another process has it, [`LogError::Io`].
     pub fn open(folder: &Path) -> Result<Self, LogError> {
         let io = |error| LogError::io(folder, error);
-        std::fs::create_dir_all(folder).map_err(io)?;
+        create_folder(folder).map_err(io)?;
         let lock = OpenOptions::new().create(true).truncate(false).write(true).open(folder.join("LOCK")).map_err(io)?;
         match lock.try_lock() {
             Ok(()) => {}

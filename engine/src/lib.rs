@@ -13,6 +13,7 @@ pub mod cli;
 pub mod config;
 pub mod dedup;
 pub mod epoch;
+pub mod failpoint;
 pub mod installation;
 pub mod lake;
 pub mod ledger;

@@ -136,11 +136,13 @@ async fn epochs(
 ) -> Result<(), OpenError> {
     let mut pause = interval;
     let mut kept_at = tokio::time::Instant::now();
+    let lost = epochs.ownership().lost();
     loop {
         let begun = tokio::time::Instant::now();
         loop {
             tokio::select! {
                 () = stop.cancelled() => return Ok(()),
+                () = lost.cancelled() => break,
                 () = tokio::time::sleep_until(begun + pause) => break,
                 () = progress.grown.notified() => if progress.undrained_bytes.load(Ordering::Acquire) >= bytes_max { break },
                 Some(question) = asked.recv() => answer(epochs, question).await,
@@ -159,6 +161,13 @@ async fn epochs(
                         Err(error) => return Err(OpenError::Connector(format!("a connector failed: {error}"))),
                     }
                 }
+            }
+        }
+        if lost.is_cancelled() {
+            // The lake says who has it now; where that cannot be read, the lake is away, and it is asked again.
+            match epochs.ownership().check().await {
+                Err(error @ LakeError::Held(_)) => return Err(error.into()),
+                outcome => tracing::warn!(?outcome, "the lake was taken by another process, it seems"),
             }
         }
         let started = std::time::Instant::now();

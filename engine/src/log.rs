@@ -44,6 +44,14 @@ pub enum LogError {
         /// First position that is there again.
         to: i64,
     },
+    /// The disk has no room for a frame. Nothing of it is left, and the log goes on once there is room.
+    #[error("the disk of the usage log {path} is full: {source}")]
+    Full {
+        /// The segment or folder.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
     /// A frame cannot be written or read as Arrow.
     #[error("usage log {path}: {source}")]
     Arrow {
@@ -66,6 +74,12 @@ impl LogError {
     }
 }
 
+/// Whether a write failed for want of room only.
+fn is_full(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+    matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge)
+}
+
 /// Segments of a log folder by their first position.
 fn segments(folder: &Path) -> Result<Vec<(i64, PathBuf)>, LogError> {
     let mut segments = Vec::new();
@@ -79,6 +93,24 @@ fn segments(folder: &Path) -> Result<Vec<(i64, PathBuf)>, LogError> {
     }
     segments.sort();
     Ok(segments)
+}
+
+/// Makes `folder` with its missing parents, so that the names of all of them are durable.
+pub(crate) fn create_folder(folder: &Path) -> std::io::Result<()> {
+    let folder = std::path::absolute(folder)?;
+    let Some(parent) = folder.parent() else { return Ok(()) };
+    if !parent.is_dir() {
+        create_folder(parent)?;
+    }
+    let created = match std::fs::create_dir(&folder) {
+        Err(_) if folder.is_dir() => false,
+        created => created.map(|()| true)?,
+    };
+    // Also where it was there: whoever made it may have died before its name was durable.
+    match sync_folder(parent) {
+        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied && !created => Ok(()),
+        synced => synced,
+    }
 }
 
 /// Makes a new or removed name in `folder` durable.

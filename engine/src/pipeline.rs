@@ -1,5 +1,6 @@
 //! Opening a project for writing: log, index, lake, capture thread and epochs, in the order that recovery needs.
 
+use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -12,7 +13,6 @@ use datafusion::prelude::{Expr, SessionContext, col, lit};
 use futures::TryStreamExt;
 use ratemill_connectors::Intake;
 use ratemill_connectors::files::{Adoption, Claims, FileReader, FilesConfig};
-use ratemill_rules::session::SessionLimits;
 use ratemill_rules::{Diagnostics, RuleProject};
 use ratemill_schemas::changes::ChangeKey;
 use ratemill_schemas::files::{FileClaim, FileState};
@@ -89,7 +89,7 @@ impl Pipeline {
         let installation = Installation::open(&settings.log_folder)?;
         let lake = Lake::open(&settings.config.lake.url, folder)?;
         lake.probe().await?;
-        let ownership = Ownership::take(&lake, &installation).await?;
+        let ownership = Ownership::take(&lake, &installation, settings.lease).await?;
         let completion = latest_completion(&lake).await?;
         let floor = completion.as_ref().map_or(0, |completion| completion.state.position);
         let scan = log::scan(installation.folder(), floor)?;
@@ -125,6 +125,7 @@ impl Pipeline {
             log_id: installation.log_id().into(),
             quota: settings.log_quota,
             progress: Arc::clone(&progress),
+            is_full: false,
         };
         let setup = EpochSetup {
             project,
@@ -135,7 +136,7 @@ impl Pipeline {
             hasher: installation.hasher(),
             progress: Arc::clone(&progress),
             calendar: calendar(&settings)?,
-            limits: SessionLimits { memory_bytes: settings.query_bytes, ..SessionLimits::default() },
+            limits: settings.session_limits(),
             idle: settings.idle,
             future_skew: settings.future_skew,
             epoch_bytes: settings.epoch_bytes,
@@ -148,7 +149,8 @@ impl Pipeline {
                 if let Err(error) = capture.run() {
                     // Nobody knows what the disk holds now: recovery at the next start finds out.
                     tracing::error!(%error, "the usage log failed; the process stops");
-                    eprintln!("error: {error}");
+                    // Standard error may lie on the disk that failed.
+                    let _ = writeln!(std::io::stderr(), "error: {error}");
                     std::process::exit(1);
                 }
             })
@@ -203,7 +205,7 @@ pub async fn open_audit(folder: &Path, shown: &str) -> Result<Option<LedgerAudit
     let (project, _) = RuleProject::load(folder, shown, Arc::clone(&settings.schema)).await.map_err(OpenError::Rules)?;
     let lake = Lake::open(&settings.config.lake.url, folder)?;
     let Some(completion) = latest_completion(&lake).await? else { return Ok(None) };
-    let limits = SessionLimits { memory_bytes: settings.query_bytes, ..SessionLimits::default() };
+    let limits = settings.session_limits();
     let calendar = calendar(&settings)?;
     Ok(Some(LedgerAudit::open(lake, completion, project, settings.schema, limits, calendar).await?))
 }
@@ -218,7 +220,7 @@ pub async fn open_explainer(folder: &Path, shown: &str) -> Result<Option<ChargeE
     let (project, _) = RuleProject::load(folder, shown, Arc::clone(&settings.schema)).await.map_err(OpenError::Rules)?;
     let lake = Lake::open(&settings.config.lake.url, folder)?;
     let Some(completion) = latest_completion(&lake).await? else { return Ok(None) };
-    let limits = SessionLimits { memory_bytes: settings.query_bytes, ..SessionLimits::default() };
+    let limits = settings.session_limits();
     Ok(Some(ChargeExplainer::open(lake, &completion, project, settings.schema, limits).await?))
 }
 

@@ -62,7 +62,7 @@ impl Reader {
         let settings = Settings::load_for_reading(folder)?;
         let lake = Lake::open(&settings.config.lake.url, folder)?;
         let completion = latest_completion(&lake).await?.ok_or_else(|| QueryError::Empty(lake.url().to_string()))?;
-        let context = session(&SessionLimits { memory_bytes: settings.query_bytes, ..SessionLimits::default() })?;
+        let context = session(&settings.session_limits())?;
         let (authority, store) = lake.root_store();
         context.runtime_env().register_object_store(&authority, store);
         let versions = completion.versions;

@@ -13,7 +13,7 @@ mod settings;
 use std::path::Path;
 use std::time::Duration;
 
-use ratemill_rules::session::{SessionLimits, runtime};
+use ratemill_rules::session::runtime;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -142,7 +142,7 @@ pub async fn look(folder: &Path) -> Result<UpkeepReport, QueryError> {
     for spec in lake_tables(&settings.schema) {
         tables.extend(LakeTable::open(&lake, spec.name, spec.partitions).await?);
     }
-    let limits = SessionLimits { memory_bytes: settings.query_bytes, ..SessionLimits::default() };
+    let limits = settings.session_limits();
     let runtime = runtime(&limits)?;
     let requests = mpsc::channel(1).0;
     let round = Round { lake, tables, runtime, limits, settings: settings.upkeep, extent: Extent::Look, requests };

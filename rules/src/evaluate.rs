@@ -72,6 +72,8 @@ pub enum RateError {
         blame: Box<Blame>,
         /// What the query said.
         message: String,
+        /// What `message` is about, where it is known: it may be no fault of the rule, but of what it read.
+        cause: Option<Arc<DataFusionError>>,
     },
     /// A charge lacks what every charge must have.
     #[error("rule `{rule}`, window {window}{blame}: {message}")]

@@ -218,7 +218,7 @@ impl Fold {
     }
 
     fn failed(&self, window: Window, blame: Blame, message: String) -> RateError {
-        RateError::Query { rule: self.rule.name.clone(), window, blame: Box::new(blame), message }
+        RateError::Query { rule: self.rule.name.clone(), window, blame: Box::new(blame), message, cause: None }
     }
 }
 

@@ -9,7 +9,7 @@ use rand::{RngExt, SeedableRng};
 use serde_json::Value;
 
 use crate::batch::net;
-use crate::engine::{Engine, ok, sql, try_request, wait};
+use crate::engine::{Engine, ok, report, sql, try_request, wait};
 use crate::project::{Project, RULE, lines, september};
 use crate::servers::Mosquitto;
 
@@ -85,7 +85,7 @@ fn kill_9_at_any_moment_loses_nothing_and_charges_nothing_twice() {
     let columns = "SELECT source, id, meter, subject, time, quantity FROM usage ORDER BY id";
     assert_eq!(sql(project.path(), columns), sql(clean.path(), columns));
     assert_eq!(sql(project.path(), "SELECT count(*) FROM rejected"), ["0"]);
-    println!("crash test: {runs} kills with seed {seed}, 3000 events over three transports, 0 lost, 0 doubled");
+    report(&format!("crash test: {runs} kills with seed {seed}, 3000 events over three transports, 0 lost, 0 doubled"));
 }
 
 /// Sends each batch until it is acknowledged, now and then once more, and returns the events acknowledged.

@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
 
 /// The binary that this build made.
@@ -54,8 +54,18 @@ impl Engine {
     }
 
     pub fn start_with(folder: &Path, environment: &[(String, String)]) -> Self {
+        let engine = Self::try_start(Command::new(binary()), folder, environment).unwrap_or_else(|status| {
+            let log = std::fs::read_to_string(folder.join("engine.stderr")).unwrap_or_default();
+            panic!("the engine did not start: {status}\n{log}");
+        });
+        wait("the engine is ready", || engine.get("/readyz").0 == 200);
+        engine
+    }
+
+    /// Starts it by this command; when it ends before it listens, returns how.
+    pub fn try_start(mut command: Command, folder: &Path, environment: &[(String, String)]) -> Result<Self, ExitStatus> {
         let stderr = std::fs::OpenOptions::new().create(true).append(true).open(folder.join("engine.stderr")).unwrap();
-        let mut child = Command::new(binary())
+        let mut child = command
             .args(["run", "-C", folder.to_str().unwrap(), "--log", "info"])
             .envs(environment.iter().cloned())
             .stdin(Stdio::null())
@@ -65,13 +75,25 @@ impl Engine {
             .unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        let Some(address) = line.trim().strip_prefix("listening http://") else {
-            let log = std::fs::read_to_string(folder.join("engine.stderr")).unwrap_or_default();
-            panic!("the engine did not start: {line}\n{log}");
-        };
-        let engine = Self { child, address: address.to_owned() };
-        wait("the engine is ready", || engine.get("/readyz").0 == 200);
-        engine
+        match line.trim().strip_prefix("listening http://") {
+            Some(address) => Ok(Self { child, address: address.to_owned() }),
+            None => Err(child.wait().unwrap()),
+        }
+    }
+
+    /// How it ended, if it has.
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().unwrap()
+    }
+
+    /// Waits until it ends.
+    pub fn wait_for_end(&mut self) -> ExitStatus {
+        self.child.wait().unwrap()
+    }
+
+    /// Sends it a signal, like `STOP`.
+    pub fn signal(&self, name: &str) {
+        assert!(Command::new("kill").args([&format!("-{name}"), &self.child.id().to_string()]).status().unwrap().success());
     }
 
     /// As a power cut would, but for what the operating system holds.
@@ -83,7 +105,7 @@ impl Engine {
     /// Asks it to stop and returns how long it took.
     pub fn stop(mut self) -> Duration {
         let begun = Instant::now();
-        assert!(Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status().unwrap().success());
+        self.signal("TERM");
         let status = self.child.wait().unwrap();
         assert!(status.success(), "the engine ended with {status}");
         begun.elapsed()
@@ -136,6 +158,11 @@ pub fn try_request(address: &str, method: &str, path: &str, headers: &[(&str, &s
     let status = text.split(' ').nth(1)?.parse().ok()?;
     let (_, body) = text.split_once("\r\n\r\n")?;
     Some((status, body.to_owned()))
+}
+
+/// Writes a line that is seen although the test succeeds.
+pub fn report(line: &str) {
+    let _ = std::io::stdout().write_all(format!("{line}\n").as_bytes());
 }
 
 /// Waits until something is so, for at most a minute and a half.

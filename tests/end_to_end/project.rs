@@ -35,8 +35,7 @@ pub struct Project {
 impl Project {
     /// With this `ratemill.toml` beside an epoch every 200 ms.
     pub fn new(toml: &str) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let project = Self { folder };
+        let project = Self::bare();
         let epoch = if toml.contains("[epoch]") { "" } else { "[epoch]\ninterval = \"200 milliseconds\"\n" };
         project.write("ratemill.toml", &format!("{epoch}{toml}"));
         project.write("rules/energy.sql", RULE);
@@ -49,6 +48,11 @@ impl Project {
         );
         project.write("reference/prices.csv", "plan,up_to,unit_price,flat_fee\nhome,100,0.30,5\nhome,,0.25,0\n");
         project
+    }
+
+    /// An empty folder.
+    pub fn bare() -> Self {
+        Self { folder: tempfile::tempdir().unwrap() }
     }
 
     /// Contracts with billing periods of their own: rows of `subject,customer_id,contract_id,plan,currency,anchor_day,valid_from,valid_to`.

@@ -76,10 +76,21 @@ impl Mosquitto {
 
     /// Stops the broker in order, so that it saves its sessions, and starts it again.
     pub fn restart(&mut self) {
+        self.stop();
+        self.spawn();
+    }
+
+    /// The same with nothing left of the sessions.
+    pub fn forget(&mut self) {
+        self.stop();
+        fs::remove_file(self.folder.path().join("mosquitto.db")).unwrap();
+        self.spawn();
+    }
+
+    fn stop(&mut self) {
         let mut child = self.child.take().unwrap();
         assert!(Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap().success());
         child.wait().unwrap();
-        self.spawn();
     }
 
     pub fn folder(&self) -> &Path {

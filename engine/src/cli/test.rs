@@ -9,7 +9,7 @@ use quick_xml::Writer;
 use quick_xml::events::{BytesDecl, BytesText, Event};
 use ratemill_rules::RuleProject;
 use ratemill_rules::rule_tests::{Audit, Difference, RuleTests, Selection, TestOutcome, TestResult, ledger};
-use ratemill_rules::session::{SessionLimits, runtime};
+use ratemill_rules::session::runtime;
 use ratemill_schemas::invoicing::InvoicingCalendar;
 use ratemill_schemas::windows;
 use serde_json::{Value, json};
@@ -82,7 +82,7 @@ impl Test {
             let selections: Vec<Selection> = self.select.iter().map(|text| Selection::parse(text)).collect();
             tests.select(&selections).map_err(Failure::usage)?;
         }
-        let limits = SessionLimits { memory_bytes: settings.query_bytes, ..SessionLimits::default() };
+        let limits = settings.session_limits();
         let runtime = runtime(&limits).map_err(Failure::failed)?;
         let report = tests.run(&project, &runtime, &limits).await.map_err(Failure::usage)?;
         let mut results = report.results;

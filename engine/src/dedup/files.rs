@@ -7,6 +7,7 @@ use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
+use crate::failpoint::Failpoint;
 use crate::log::sync_folder;
 
 /// Bytes after which what was written is synced, so that no sync of others waits for much.
@@ -116,9 +117,11 @@ impl Files {
     /// Gives the file its name, durably.
     pub(super) fn name(&self, new: NewFile) -> std::io::Result<File> {
         self.step()?;
+        Failpoint::DedupFileWritten.reached();
         new.file.sync_all()?;
         self.step()?;
         std::fs::rename(&new.temporary, &new.path)?;
+        Failpoint::DedupFileNamed.reached();
         self.step()?;
         sync_folder(&self.folder)?;
         Ok(new.file)

@@ -133,6 +133,18 @@ fn an_id_with_another_time_is_a_conflict_before_and_after_the_horizon() {
 }
 
 #[test]
+fn what_was_not_kept_is_forgotten_and_nothing_else() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut index = open(folder.path(), 0);
+    assert!(index.check_all(&keys(0..500)).unwrap().iter().all(|verdict| *verdict == Verdict::Accepted));
+    index.forget(keys(100..200).into_iter());
+    assert_eq!(index.len(), (400, 0));
+    assert_knows(&mut index, 0..100);
+    assert_knows(&mut index, 200..500);
+    assert!(index.check_all(&keys(100..200)).unwrap().iter().all(|verdict| *verdict == Verdict::Accepted));
+}
+
+#[test]
 fn random_work_agrees_with_a_model() {
     for seed in 0..6 {
         let folder = tempfile::tempdir().unwrap();

@@ -10,6 +10,7 @@ use super::folds::Folds;
 use super::manifest::{encode, read};
 use super::run::EpochError;
 use super::state::EngineState;
+use crate::failpoint::Failpoint;
 use crate::lake::Lake;
 
 /// Changes when older checkpoints cannot be read any more.
@@ -51,6 +52,7 @@ async fn remove_older(lake: &Lake) -> Result<(), EpochError> {
     for name in names.iter().rev().skip(KEPT) {
         // Without its index, the rest is no checkpoint.
         lake.remove(&format!("checkpoints/{name}.json")).await?;
+        Failpoint::CheckpointIndexRemoved.reached();
         for state in lake.names(&format!("checkpoints/{name}")).await? {
             lake.remove(&format!("checkpoints/{name}/{state}")).await?;
         }
@@ -82,6 +84,7 @@ impl Folds {
                 }
             };
             lake.replace(&state_name(self.position, &rule.name, &rule.version), bytes).await?;
+            Failpoint::CheckpointStateWritten.reached();
             rules.push(Entry {
                 rule: rule.name.clone(),
                 rule_version: rule.version.clone(),
@@ -92,6 +95,7 @@ impl Folds {
         let name = index_name(self.position);
         let index = encode(&name, &Index { format: FORMAT, position: self.position, rules })?;
         lake.replace(&name, index).await?;
+        Failpoint::CheckpointIndexWritten.reached();
         remove_older(lake).await?;
         metrics::counter!("ratemill_checkpoints_total").increment(1);
         Ok(())

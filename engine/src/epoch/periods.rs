@@ -12,6 +12,7 @@ use super::due::{self, Finalize};
 use super::manifest::Manifest;
 use super::run::{EpochError, Epochs};
 use super::state::EngineState;
+use crate::failpoint::Failpoint;
 
 /// Windows that a refusal names before it counts the rest.
 const WINDOWS_NAMED: usize = 5;
@@ -123,11 +124,14 @@ impl Epochs {
             return Err(PeriodError::Earlier { period: period.to_owned(), earliest });
         }
         self.check_published(period, month, clock, waiting)?;
+        Failpoint::PeriodChecked.reached();
         let state = self.state.clone();
         let closing = Some(ClosedPeriod { period: period.to_owned(), closed_at: clock, epoch: self.last + 1 });
         let manifest = Manifest { closing, ..self.manifest(self.state.position, clock, Vec::new(), state) };
         self.begin(manifest).await?;
+        Failpoint::PeriodManifestWritten.reached();
         self.finish().await?;
+        Failpoint::PeriodClosed.reached();
         Ok(Closing::Closed)
     }
 

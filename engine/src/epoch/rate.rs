@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use arrow::array::RecordBatch;
 use arrow::compute::concat_batches;
+use arrow::error::ArrowError;
 use datafusion::catalog::TableProvider;
 use datafusion::common::ScalarValue;
 use datafusion::execution::runtime_env::RuntimeEnv;
@@ -86,6 +87,9 @@ impl Epochs {
             let (found, errors) = evaluate_apart(&evaluator, rule, &rest).await;
             results.extend(found);
             for (window, error) in errors {
+                if is_unreadable(&error) {
+                    return Err(error.into());
+                }
                 failed.insert(name.to_owned());
                 let of_window: Vec<&WindowTask> = tasks.iter().filter(|task| task.window.window == window).copied().collect();
                 self.note_failure(&error, name, &of_window, state, failures);
@@ -382,6 +386,21 @@ pub(super) fn grouped<'t>(project: &RuleProject, tasks: impl IntoIterator<Item =
         groups.extend(tasks.chunk_by(|one, next| versions(one) == versions(next)).map(<[&WindowTask]>::to_vec));
     }
     groups
+}
+
+/// Whether a rule failed since its usage could not be read, of which the rule is innocent: the epoch is tried again.
+fn is_unreadable(error: &RateError) -> bool {
+    let RateError::Query { cause: Some(cause), .. } = error else { return false };
+    let mut next: Option<&(dyn std::error::Error + 'static)> = Some(cause.as_ref());
+    while let Some(error) = next {
+        let of_store = error.is::<object_store::Error>() || error.is::<std::io::Error>() || error.is::<deltalake_core::DeltaTableError>();
+        let of_file = error.is::<parquet::errors::ParquetError>() || matches!(error.downcast_ref(), Some(ArrowError::ParquetError(_)));
+        if of_store || of_file {
+            return true;
+        }
+        next = error.source();
+    }
+    false
 }
 
 /// Every rule whose charges `rule` reads, itself or through others.

@@ -20,6 +20,7 @@ use super::adopting::parts_of;
 use super::books::{check_books, claims_batch, frame_keys, merge_days};
 use super::changes::Changes;
 use super::due::{self, Finalize};
+pub use super::error::EpochError;
 use super::folds::{Folds, tracked_version};
 use super::manifest::{Completion, Manifest, WindowTask, completion_name, encode, manifest_name, read};
 use super::mended::Examine;
@@ -30,6 +31,7 @@ use super::tail::Tail;
 use crate::adopted::Adopted;
 use crate::capture::CaptureProgress;
 use crate::dedup::DedupIndex;
+use crate::failpoint::Failpoint;
 use crate::lake::owner::Ownership;
 use crate::lake::{Lake, LakeError, LakeTable, TableSpec};
 use crate::log::{self, Frame, LogError};
@@ -38,59 +40,6 @@ use crate::log::{self, Frame, LogError};
 pub(super) const APPLICATION: &str = "ratemill/epoch";
 /// Name of the application transaction that a new owner commits to every table.
 pub(crate) const OWNER: &str = "ratemill/owner";
-
-/// Why an epoch failed. It is tried again with the same manifest.
-#[derive(Debug, thiserror::Error)]
-pub enum EpochError {
-    /// The lake.
-    #[error(transparent)]
-    Lake(#[from] LakeError),
-    /// The log.
-    #[error(transparent)]
-    Log(#[from] LogError),
-    /// A rule.
-    #[error(transparent)]
-    Rate(#[from] RateError),
-    /// A window outside the calendar.
-    #[error(transparent)]
-    Window(#[from] WindowError),
-    /// Arrow.
-    #[error("epoch {epoch}: {source}")]
-    Arrow {
-        /// The epoch.
-        epoch: i64,
-        /// What Arrow said.
-        source: arrow::error::ArrowError,
-    },
-    /// A query on the ledger.
-    #[error("reading the ledger: {0}")]
-    Query(#[from] datafusion::error::DataFusionError),
-    /// The books of the epoch do not balance.
-    #[error("epoch {epoch}: {message}; nothing was committed to the ledger")]
-    Books {
-        /// The epoch.
-        epoch: i64,
-        /// What differs.
-        message: String,
-    },
-    /// A rule or reference version that a published window needs is not in the lake.
-    #[error("rule `{rule}`, version {version}: {message}")]
-    Version {
-        /// The rule.
-        rule: String,
-        /// The version.
-        version: String,
-        /// What is missing or wrong.
-        message: String,
-    },
-}
-
-impl EpochError {
-    /// Arrow's, where no epoch runs.
-    pub(super) fn arrow(source: arrow::error::ArrowError) -> Self {
-        Self::Query(source.into())
-    }
-}
 
 /// What an epoch did.
 #[derive(Debug, Clone, Default)]
@@ -279,6 +228,7 @@ impl Epochs {
         for table in tables.each_mut().into_iter().chain([&mut running.table]) {
             table.append(&[], OWNER, generation).await?;
         }
+        Failpoint::TablesFenced.reached();
         let versions = completion.as_ref().map_or_else(TableVersions::default, |completion| completion.versions);
         let (last, state) = completion.map_or_else(|| (0, EngineState::default()), |completion| (completion.epoch, completion.state));
         let completed = tables.changes.clone().at_version(versions.changes).await?;
@@ -319,6 +269,7 @@ impl Epochs {
         };
         let project = Arc::clone(&epochs.project);
         epochs.keep_versions(&project).await?;
+        Failpoint::VersionsKept.reached();
         epochs.unfinished = read::<Manifest>(&epochs.lake, &manifest_name(epochs.last + 1)).await?;
         epochs.finish().await?;
         let fitted = epochs.fit(project).await?;
@@ -427,6 +378,7 @@ impl Epochs {
 
     /// Writes the manifest; from then on the epoch is finished, now or by a retry.
     pub(super) async fn begin(&mut self, manifest: Manifest) -> Result<(), EpochError> {
+        Failpoint::EpochPlanned.reached();
         self.ownership.check().await?;
         let name = manifest_name(manifest.epoch);
         // An answer that was lost leaves a manifest of ours: it is read and finished, too.
@@ -438,6 +390,7 @@ impl Epochs {
         match written {
             Some(written) if written.generation == self.ownership.generation() && written.log_id == self.log_id => {
                 self.unfinished = Some(written);
+                Failpoint::EpochManifestWritten.reached();
                 Ok(())
             }
             Some(_) => Err(LakeError::Fenced { table: "epochs".to_owned() }.into()),
@@ -560,11 +513,14 @@ impl Epochs {
         check_books(&manifest, frames, &usage, &rejected, &changes)?;
         let merged = merge_days(&usage).map_err(arrow)?;
         self.tables.usage.append(&merged, APPLICATION, epoch).await?;
+        Failpoint::EpochUsageAppended.reached();
         if !rejected.is_empty() {
             self.tables.rejected.append(&rejected, APPLICATION, epoch).await?;
+            Failpoint::EpochRejectedAppended.reached();
         }
         if !changes.is_empty() {
             self.tables.changes.append(&changes, APPLICATION, epoch).await?;
+            Failpoint::EpochChangesAppended.reached();
         }
         let parts = parts_of(frames);
         self.store_adopted(epoch, &parts).await?;
@@ -572,6 +528,7 @@ impl Epochs {
         let claims = claims_batch(frames).map_err(arrow)?;
         if claims.num_rows() > 0 {
             self.tables.files.append(&[claims], APPLICATION, epoch).await?;
+            Failpoint::EpochFilesAppended.reached();
         }
         tracing::debug!(epoch, elapsed = ?started.elapsed(), "usage stored");
         let mut state = manifest.state.clone();
@@ -583,10 +540,13 @@ impl Epochs {
         if let Some(after) = &changes_after {
             self.follow_changes(&self.changed_by(&changes, &manifest.state.waiting), after).await?;
         }
+        Failpoint::EpochFolded.reached();
         let mut failures = Vec::new();
         let postings = self.rate(&manifest, changes_after.as_ref(), &mut state, &mut failures).await?;
+        Failpoint::EpochRated.reached();
         if !postings.is_empty() {
             self.tables.charges.append(&postings, APPLICATION, epoch).await?;
+            Failpoint::EpochChargesAppended.reached();
         }
         tracing::debug!(epoch, elapsed = ?started.elapsed(), "charges stored");
         self.close_running(&manifest, &state).await;
@@ -634,7 +594,9 @@ impl Epochs {
             state: state.clone(),
         };
         let name = completion_name(manifest.epoch);
+        Failpoint::EpochBeforeCompletion.reached();
         self.lake.create(&name, encode(&name, &completion)?).await?;
+        Failpoint::EpochCompleted.reached();
         self.last = manifest.epoch;
         self.folds.keep_open(&state);
         self.state = state;
@@ -652,14 +614,22 @@ impl Epochs {
             let ingested_max = frames.iter().map(|frame| frame.header.ingested_at).max().unwrap_or_default();
             DedupIndex::save_run(&self.dedup_folder, manifest.from, manifest.to, ingested_max, &keys)?;
         }
+        Failpoint::EpochKeysSaved.reached();
         let drained: u64 = frames.iter().map(Frame::weight).sum();
         let _ =
             self.progress.undrained_bytes.fetch_update(Ordering::AcqRel, Ordering::Acquire, |bytes| Some(bytes.saturating_sub(drained)));
         self.progress.drained.store(manifest.to, Ordering::Release);
         log::trim(&self.log_folder, manifest.to)?;
+        Failpoint::EpochTrimmed.reached();
         #[allow(clippy::cast_precision_loss)]
         metrics::gauge!("ratemill_last_epoch_timestamp_seconds").set((completion.completed_at / 1_000_000) as f64);
         Ok(())
+    }
+
+    /// Whose lake it is.
+    #[must_use]
+    pub fn ownership(&self) -> &Ownership {
+        &self.ownership
     }
 
     /// Gives the lake up.

@@ -1,10 +1,12 @@
 //! The local file system with every write synced: `object_store` 0.13 itself never calls fsync.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::ops::Range;
 use std::path::{Path as FilePath, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -16,15 +18,49 @@ use object_store::{
     PutOptions, PutPayload, PutResult, RenameOptions, Result, UploadPart,
 };
 
+use crate::failpoint::Failpoint;
+use crate::log::create_folder;
+
 /// A file system whose puts are on the disk, name and content, when they return.
 #[derive(Debug)]
 pub(super) struct DurableFileSystem {
     inner: LocalFileSystem,
+    folders: Folders,
 }
 
 impl DurableFileSystem {
-    pub(super) fn new(inner: LocalFileSystem) -> Self {
-        Self { inner }
+    /// `root` is there, and its name is durable.
+    pub(super) fn new(inner: LocalFileSystem, root: PathBuf) -> Self {
+        Self { inner, folders: Folders { known: Arc::new(Mutex::new(HashSet::from([root]))) } }
+    }
+}
+
+/// Folders whose names this process has made durable. That one is there says nothing: whoever made it may have died
+/// before, or be about to sync.
+#[derive(Debug, Clone)]
+struct Folders {
+    known: Arc<Mutex<HashSet<PathBuf>>>,
+}
+
+impl Folders {
+    /// Makes the missing parents of `path`, and the names of all of them durable. What an earlier process has put into them
+    /// becomes durable, too.
+    fn create_parents(&self, path: &FilePath) -> io::Result<()> {
+        let mut new = Vec::new();
+        {
+            let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+            new.extend(path.ancestors().skip(1).take_while(|folder| !known.contains(*folder)).map(FilePath::to_owned));
+        }
+        for folder in new.iter().rev() {
+            create_folder(folder)?;
+            match File::open(folder).and_then(|folder| folder.sync_all()) {
+                // A folder above the lake that we may not read is not ours.
+                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
+                synced => synced?,
+            }
+            self.known.lock().unwrap_or_else(PoisonError::into_inner).insert(folder.clone());
+        }
+        Ok(())
     }
 }
 
@@ -43,20 +79,6 @@ fn failed(path: &FilePath, error: io::Error) -> Error {
     }
 }
 
-/// Creates missing parents and syncs each folder that got a new name.
-fn create_parents(path: &FilePath) -> io::Result<()> {
-    let Some(parent) = path.parent() else { return Ok(()) };
-    if parent.is_dir() {
-        return Ok(());
-    }
-    create_parents(parent)?;
-    match fs::create_dir(parent) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-        _ => {}
-    }
-    sync_parent(parent)
-}
-
 fn sync_parent(path: &FilePath) -> io::Result<()> {
     match path.parent() {
         Some(parent) => File::open(parent)?.sync_all(),
@@ -65,8 +87,8 @@ fn sync_parent(path: &FilePath) -> io::Result<()> {
 }
 
 /// The content is on the disk before the name is, so that no crash shows a name without its content.
-fn write(path: &FilePath, payload: &PutPayload, create: bool) -> io::Result<()> {
-    create_parents(path)?;
+fn write(folders: &Folders, path: &FilePath, payload: &PutPayload, create: bool) -> io::Result<()> {
+    folders.create_parents(path)?;
     let mut temporary = path.as_os_str().to_owned();
     temporary.push(format!("#{:016x}", rand::random::<u64>()));
     let temporary = PathBuf::from(temporary);
@@ -76,6 +98,7 @@ fn write(path: &FilePath, payload: &PutPayload, create: bool) -> io::Result<()> 
             file.write_all(part)?;
         }
         file.sync_all()?;
+        Failpoint::StoreWrittenAside.reached();
         if create { fs::hard_link(&temporary, path) } else { fs::rename(&temporary, path) }
     };
     let result = written();
@@ -83,6 +106,7 @@ fn write(path: &FilePath, payload: &PutPayload, create: bool) -> io::Result<()> 
         let _ = fs::remove_file(&temporary);
     }
     result?;
+    Failpoint::StoreNamed.reached();
     sync_parent(path)
 }
 
@@ -95,15 +119,15 @@ impl ObjectStore for DurableFileSystem {
             PutMode::Update(_) => return self.inner.put_opts(location, payload, options).await,
         };
         let path = self.inner.path_to_filesystem(location)?;
-        let shown = path.clone();
-        let written = tokio::task::spawn_blocking(move || write(&path, &payload, create)).await;
+        let (shown, folders) = (path.clone(), self.folders.clone());
+        let written = tokio::task::spawn_blocking(move || write(&folders, &path, &payload, create)).await;
         written.map_err(|error| failed(&shown, io::Error::other(error)))?.map_err(|error| failed(&shown, error))?;
         Ok(PutResult { e_tag: None, version: None })
     }
 
     async fn put_multipart_opts(&self, location: &Path, options: PutMultipartOptions) -> Result<Box<dyn MultipartUpload>> {
         let path = self.inner.path_to_filesystem(location)?;
-        create_parents(&path).map_err(|error| failed(&path, error))?;
+        self.folders.create_parents(&path).map_err(|error| failed(&path, error))?;
         let inner = self.inner.put_multipart_opts(location, options).await?;
         Ok(Box::new(DurableUpload { inner, path }))
     }

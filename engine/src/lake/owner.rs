@@ -7,13 +7,15 @@ use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
 use super::{Lake, LakeError};
+use crate::failpoint::Failpoint;
 use crate::installation::Installation;
 
-/// How long a lease counts after it was last renewed.
+/// How long a lease counts where it does not say so itself, µs.
 const LEASE: i64 = 60_000_000;
-const RENEWAL: Duration = Duration::from_secs(15);
+/// A lease is renewed so many times before it would run out.
+const RENEWALS: u64 = 4;
 
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Claim {
     generation: u64,
     log_id: String,
@@ -25,10 +27,17 @@ struct Claim {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct Lease {
     renewed_at: i64,
+    /// How long it counts from then on, µs.
+    #[serde(default = "lasts")]
+    lasts: i64,
     /// The owner went away and left nothing in its log.
     drained: bool,
     /// The owner went away.
     released: bool,
+}
+
+fn lasts() -> i64 {
+    LEASE
 }
 
 /// Who holds a lake, or held it last.
@@ -71,16 +80,20 @@ pub async fn holder(lake: &Lake) -> Result<Option<Holder>, LakeError> {
 pub struct Ownership {
     lake: Lake,
     generation: u64,
+    lasts: i64,
     renewal: CancellationToken,
+    /// Another process took the lake.
+    lost: CancellationToken,
     renewing: Option<tokio::task::JoinHandle<()>>,
 }
 
 impl Ownership {
-    /// Takes the lake for the installation's log, which this process has locked.
+    /// Takes the lake for the installation's log, which this process has locked; others may have it once it was not
+    /// renewed for `lasts` µs.
     ///
     /// # Errors
     /// [`LakeError::Held`] names the holder; another log that was not drained keeps the lake even after its lease.
-    pub async fn take(lake: &Lake, installation: &Installation) -> Result<Self, LakeError> {
+    pub async fn take(lake: &Lake, installation: &Installation, lasts: i64) -> Result<Self, LakeError> {
         let log_id = installation.log_id();
         let last = latest(lake).await?;
         if let Some(claim) = last.as_ref().filter(|claim| claim.log_id == log_id) {
@@ -99,6 +112,7 @@ impl Ownership {
         {
             let lease: Lease = read(lake, &lease_name(claim.generation)).await?.unwrap_or(Lease {
                 renewed_at: claim.claimed_at,
+                lasts: LEASE,
                 drained: false,
                 released: false,
             });
@@ -112,11 +126,9 @@ impl Ownership {
                     claim.generation
                 ))
             };
-            if !lease.released && lease.renewed_at + LEASE > now() {
-                return Err(held(format!(
-                    "its lease lasts until {}; stop it first, or send usage to it",
-                    format_instant(lease.renewed_at + LEASE)
-                )));
+            let until = lease.renewed_at.saturating_add(lease.lasts);
+            if !lease.released && until > now() {
+                return Err(held(format!("its lease lasts until {}; stop it first, or send usage to it", format_instant(until))));
             }
             if !lease.drained {
                 return Err(held(
@@ -127,14 +139,25 @@ impl Ownership {
         }
         let generation = last.map_or(1, |claim| claim.generation + 1);
         installation.note_generation(generation).map_err(|error| LakeError::Held(error.to_string()))?;
+        Failpoint::OwnerNoted.reached();
         let claim = Claim { generation, log_id: log_id.to_owned(), host: host(), pid: std::process::id(), claimed_at: now() };
         let json =
             serde_json::to_vec(&claim).map_err(|error| LakeError::File { path: claim_name(generation), message: error.to_string() })?;
-        if !lake.create(&claim_name(generation), json).await? {
+        // The store may have made the claim and said no to a repetition of the same request.
+        if !lake.create(&claim_name(generation), json).await? && read(lake, &claim_name(generation)).await? != Some(claim) {
             return Err(LakeError::Held(format!("the lake {} was taken by another process at this moment", lake.url())));
         }
-        let mut ownership = Self { lake: lake.clone(), generation, renewal: CancellationToken::new(), renewing: None };
+        Failpoint::OwnerClaimed.reached();
+        let mut ownership = Self {
+            lake: lake.clone(),
+            generation,
+            lasts,
+            renewal: CancellationToken::new(),
+            lost: CancellationToken::new(),
+            renewing: None,
+        };
         ownership.write_lease(false, false).await?;
+        Failpoint::OwnerLeased.reached();
         ownership.renewing = Some(ownership.keep_renewing());
         Ok(ownership)
     }
@@ -160,6 +183,13 @@ impl Ownership {
         }
     }
 
+    /// Cancelled once a renewal of the lease finds that another process took the lake: one that was paused for long learns
+    /// it without any usage.
+    #[must_use]
+    pub fn lost(&self) -> CancellationToken {
+        self.lost.clone()
+    }
+
     /// Gives the lake up; `drained` says that the log holds nothing that is not in it.
     ///
     /// # Errors
@@ -170,23 +200,29 @@ impl Ownership {
         if let Some(renewing) = self.renewing.take() {
             let _ = renewing.await;
         }
-        self.write_lease(drained, true).await
+        self.write_lease(drained, true).await?;
+        Failpoint::OwnerReleased.reached();
+        Ok(())
     }
 
     async fn write_lease(&self, drained: bool, released: bool) -> Result<(), LakeError> {
-        write_lease(&self.lake, self.generation, drained, released).await
+        write_lease(&self.lake, self.generation, self.lasts, drained, released).await
     }
 
     fn keep_renewing(&self) -> tokio::task::JoinHandle<()> {
-        let (lake, generation, stop) = (self.lake.clone(), self.generation, self.renewal.clone());
+        let (lake, generation, lasts) = (self.lake.clone(), self.generation, self.lasts);
+        let (stop, lost) = (self.renewal.clone(), self.lost.clone());
+        let pause = Duration::from_micros(lasts.unsigned_abs() / RENEWALS);
         tokio::spawn(async move {
             loop {
                 tokio::select! {
                     () = stop.cancelled() => return,
-                    () = tokio::time::sleep(RENEWAL) => {}
+                    () = tokio::time::sleep(pause) => {}
                 }
-                if let Err(error) = write_lease(&lake, generation, false, false).await {
-                    tracing::warn!(%error, "the lease on the lake could not be renewed; trying again");
+                match renew(&lake, generation, lasts).await {
+                    Ok(true) => Failpoint::OwnerRenewed.reached(),
+                    Ok(false) => return lost.cancel(),
+                    Err(error) => tracing::warn!(%error, "the lease on the lake could not be renewed; trying again"),
                 }
             }
         })
@@ -199,9 +235,15 @@ impl Drop for Ownership {
     }
 }
 
-async fn write_lease(lake: &Lake, generation: u64, drained: bool, released: bool) -> Result<(), LakeError> {
+/// Renews the lease; `false` when another process took the lake.
+async fn renew(lake: &Lake, generation: u64, lasts: i64) -> Result<bool, LakeError> {
+    write_lease(lake, generation, lasts, false, false).await?;
+    Ok(latest(lake).await?.is_none_or(|claim| claim.generation == generation))
+}
+
+async fn write_lease(lake: &Lake, generation: u64, lasts: i64, drained: bool, released: bool) -> Result<(), LakeError> {
     let name = lease_name(generation);
-    let lease = Lease { renewed_at: now(), drained, released };
+    let lease = Lease { renewed_at: now(), lasts, drained, released };
     let json = serde_json::to_vec(&lease).map_err(|error| LakeError::File { path: name.clone(), message: error.to_string() })?;
     lake.replace(&name, json).await
 }

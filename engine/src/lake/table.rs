@@ -31,6 +31,7 @@ use parquet::basic::{Compression, ZstdLevel};
 use parquet::file::properties::WriterProperties;
 
 use super::{Lake, LakeError};
+use crate::failpoint::Failpoint;
 
 /// What a table is when it is created.
 #[derive(Debug, Clone)]
@@ -89,6 +90,7 @@ impl LakeTable {
                     .with_configuration_property(TableProperty::EnableExpiredLogCleanup, Some("false"))
                     .with_commit_properties(CommitProperties::default().with_max_retries(0))
                     .await;
+                Failpoint::TableCreated.reached();
                 match created {
                     Ok(table) => Ok(Self { name: spec.name, table, partitions: spec.partitions }),
                     // Another attempt may have created it in between.
@@ -214,6 +216,7 @@ impl LakeTable {
         let mut actions = Vec::new();
         let schema = self.extended_schema(batches, &mut actions)?;
         actions.extend(self.write(batches, &schema).await?.into_iter().map(Action::Add));
+        Failpoint::TableFilesWritten.reached();
         let operation = self.writing(SaveMode::Append);
         self.commit(actions, operation, application, number).await
     }
@@ -308,6 +311,7 @@ impl LakeTable {
         let log = self.table.log_store();
         match log.write_commit_entry(version, CommitOrBytes::LogBytes(bytes), Default::default()).await {
             Ok(()) => {
+                Failpoint::TableCommitted.reached();
                 self.table.update_incremental(Some(version)).await.map_err(failed)?;
                 Ok(AppendOutcome::Committed(version))
             }

@@ -4,7 +4,7 @@ use std::fs::OpenOptions;
 use std::path::Path;
 
 use super::frame::{Frame, FrameHeader, HEAD, MAGIC, PAYLOAD_MAX, decode_header};
-use super::{LogError, segments};
+use super::{LogError, segments, sync_folder};
 
 /// What the log holds at start.
 #[derive(Debug, Default)]
@@ -53,15 +53,19 @@ fn valid_behind(bytes: &[u8], offset: usize) -> bool {
         .any(|start| bytes[start..].starts_with(MAGIC) && matches!(step(bytes, start), Step::Frame(..)))
 }
 
-/// Reads all headers, checks every frame, and cuts a torn tail. Positions below `floor` are in the lake and may be missing.
+/// Reads all headers, checks every frame, and cuts a torn tail. What is left is durable: a process that was killed may
+/// have written frames that it did not sync, and whoever sends their events again is told that they are there. Positions
+/// below `floor` are in the lake and may be missing.
 ///
 /// # Errors
 /// [`LogError::Damaged`] for a bad frame before valid ones, [`LogError::Gap`] for missing positions.
 pub fn scan(folder: &Path, floor: i64) -> Result<LogScan, LogError> {
     let mut scan = LogScan::default();
     let all = segments(folder)?;
+    sync_folder(folder).map_err(|error| LogError::io(folder, error))?;
     for (index, (_, path)) in all.iter().enumerate() {
         let bytes = std::fs::read(path).map_err(|error| LogError::io(path, error))?;
+        std::fs::File::open(path).and_then(|file| file.sync_all()).map_err(|error| LogError::io(path, error))?;
         let mut offset = 0;
         loop {
             match step(&bytes, offset) {

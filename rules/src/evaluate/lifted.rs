@@ -51,13 +51,13 @@ impl From<DataFusionError> for LiftedError {
 impl LiftedError {
     /// The error as one of the whole set.
     pub(super) fn of(self, rule: &Rule, set: &WindowSet) -> RateError {
-        let message = match self {
+        let (message, cause) = match self {
             Self::Rate(error) => return error,
-            Self::NotLifted(NotLifted::Shape(shape)) => format!("not lifted: {shape}"),
-            Self::NotLifted(NotLifted::Error(error)) => root_message(&error),
+            Self::NotLifted(NotLifted::Shape(shape)) => (format!("not lifted: {shape}"), None),
+            Self::NotLifted(NotLifted::Error(error)) => (root_message(&error), Some(Arc::new(error))),
         };
         let window = set.targets().first().map_or(ratemill_schemas::Window { start: 0, end: 0 }, |target| target.window);
-        RateError::Query { rule: rule.name.clone(), window, blame: Box::default(), message }
+        RateError::Query { rule: rule.name.clone(), window, blame: Box::default(), message, cause }
     }
 }
 

@@ -111,6 +111,7 @@ impl Evaluator {
             window: rated.window,
             blame: Box::new(Blame { contract: rated.contract_id.clone(), ..Blame::default() }),
             message,
+            cause: None,
         };
         let set = self.set(rule, &[rated.window])?;
         let is_target = |target: &&Target| target.window == rated.window && target.contract == rated.contract_id;

@@ -75,7 +75,8 @@ impl Run<'_> {
             Ok(batch) => Ok(batch),
             Err(error) => {
                 let (blame, message) = blame(self, query, &error).await;
-                Err(RateError::Query { rule: self.rule.name.clone(), window: self.target.window, blame: Box::new(blame), message })
+                let (rule, window, cause) = (self.rule.name.clone(), self.target.window, Some(Arc::new(error)));
+                Err(RateError::Query { rule, window, blame: Box::new(blame), message, cause })
             }
         }
     }

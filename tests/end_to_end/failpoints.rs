@@ -1,0 +1,76 @@
+//! The process dies at every step of capture and of an epoch, each in a run of its own: the books come out the same.
+
+use std::collections::BTreeSet;
+use std::sync::Mutex;
+
+use serde_json::Value;
+
+use crate::engine::{ratemill, report, sql};
+use crate::scenario::{Run, Scenario, manifests};
+
+/// Charges with their ids and revisions.
+const CHARGES: &str = "SELECT charge_id, revision, rule, window_start, customer_id, amount, class, reverses, posting_period FROM charges
+    WHERE window_end <= '2040-11-01T00:00:00Z' ORDER BY 1";
+
+#[test]
+fn the_books_are_the_same_wherever_the_process_dies() {
+    let runs: usize = std::env::var("RATEMILL_RUNS").ok().and_then(|runs| runs.parse().ok()).unwrap_or(10);
+    let list = ratemill(&[], &[("RATEMILL_FAIL_AT".to_owned(), "list".to_owned())]);
+    let points: Vec<String> = String::from_utf8(list.stdout).unwrap().lines().map(str::to_owned).collect();
+    assert!(points.len() > 30, "a program with debug assertions has failpoints, and the tests are for such a one: {points:?}");
+
+    let scenario = Scenario::load("electricity");
+    let clean = scenario.project("", "");
+    assert_eq!(Run::new(&clean, &[]).play(&scenario), 0);
+    scenario.assert_books(&clean, "without a fault");
+    let (of_clean, charges) = (manifests(&clean), sql(clean.path(), CHARGES));
+
+    // The first time that a step is come to, and in the long suite later ones.
+    let hits = (runs / 10).clamp(1, 8);
+    let work: Mutex<Vec<(String, usize)>> =
+        Mutex::new(points.iter().rev().flat_map(|point| (1..=hits).map(|hit| (point.clone(), hit))).collect());
+    let (never, same): (Mutex<Vec<String>>, Mutex<BTreeSet<String>>) = Default::default();
+    let worker = || {
+        loop {
+            let Some((point, hit)) = work.lock().unwrap().pop() else { return };
+            let what = format!("{point}:{hit}");
+            let project = scenario.project("", "");
+            let deaths = Run::new(&project, &[("RATEMILL_FAIL_AT", what.clone())]).play(&scenario);
+            if deaths == 0 && hit == 1 {
+                never.lock().unwrap().push(point.clone());
+            }
+            scenario.assert_books(&project, &what);
+            assert_eq!(of_rejected(&project), of_rejected(&clean), "{what}");
+            if manifests(&project) == of_clean {
+                assert_eq!(sql(project.path(), CHARGES), charges, "{what}");
+                same.lock().unwrap().insert(what);
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        let workers = [scope.spawn(worker), scope.spawn(worker)];
+        workers.into_iter().for_each(|worker| worker.join().unwrap());
+    });
+    let (never, same) = (never.into_inner().unwrap(), same.into_inner().unwrap());
+    assert!(never.is_empty(), "the scenario never comes to {never:?}");
+    // Once a manifest is written, a retry is the same epoch.
+    for point in points.iter().filter(|point| point.starts_with("epoch.") && *point != "epoch.planned") {
+        assert!(same.contains(&format!("{point}:1")), "another run after {point}");
+    }
+    report(&format!(
+        "failpoints: {} steps, {} runs of which {} with equal manifests and charge ids, 0 lost, 0 doubled",
+        points.len(),
+        points.len() * hits,
+        same.len()
+    ));
+}
+
+fn of_rejected(project: &crate::project::Project) -> Vec<String> {
+    sql(project.path(), "SELECT reason, id FROM rejected ORDER BY 1, 2")
+}
+
+#[test]
+fn a_scenario_says_what_it_does() {
+    let ids: Vec<Value> = Scenario::load("calls").parts[2].events.iter().map(|event| event["id"].clone()).collect();
+    assert_eq!(ids, ["c6", "v1", "v2", "c5"]);
+}
