@@ -23,5 +23,5 @@ pub mod pipeline;
 pub mod pulse;
 pub mod query;
 pub mod status;
-pub mod upkeep;
 pub mod tap;
+pub mod upkeep;

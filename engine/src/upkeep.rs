@@ -18,8 +18,8 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-pub use round::{Request, TableReport, UpkeepReport};
 use round::{Extent, Round};
+pub use round::{Request, TableReport, UpkeepReport};
 pub use settings::{UpkeepConfig, UpkeepSettings};
 
 use crate::config::Settings;

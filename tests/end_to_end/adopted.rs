@@ -132,7 +132,8 @@ fn the_engine_adopts_drops_folds_them_and_corrects_them() {
         assert_eq!(sql(project.path(), "SELECT count(*) FROM usage"), ["400"]);
         assert_eq!(sql(project.path(), "SELECT count(*) FROM effective_usage"), ["399"]);
         project.write("rules/energy.sql", RULE);
-        let again = ratemill(&["rate", "-C", project.text(), "--usage", staged_text(&project).to_str().unwrap(), "--to", "2026-10-01"], &[]);
+        let again =
+            ratemill(&["rate", "-C", project.text(), "--usage", staged_text(&project).to_str().unwrap(), "--to", "2026-10-01"], &[]);
         assert!(again.status.success(), "{}", String::from_utf8_lossy(&again.stderr));
         assert_eq!(sql(project.path(), "SELECT sum(amount) FROM charges WHERE customer_id = 'cust-3'"), [void]);
         ok(&["audit", "-C", project.text()]);

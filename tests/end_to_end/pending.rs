@@ -466,3 +466,31 @@ fn an_engine_without_a_listener_holds_the_lake() {
     child.kill().unwrap();
     child.wait().unwrap();
 }
+
+#[test]
+fn contracts_that_change_while_the_engine_runs_lose_no_usage() {
+    let project = Project::new("[epoch]\ninterval = \"100 milliseconds\"\n[http]\nlisten = \"127.0.0.1:0\"\n");
+    project.contracts("m1,cust-1,k1,home,EUR,1,2026-09-01,\n");
+    let rule = PERIOD_RULE.replace("effective_from = '2026-01-01'", "grace = '3650 days', effective_from = '2026-09-01'");
+    project.write("rules/energy.sql", &rule);
+    let engine = Engine::start(project.path());
+    engine.send(&[kwh("a", "m1", "2026-09-03T10:00:00Z", "1"), kwh("b", "m2", "2026-09-04T10:00:00Z", "10")]);
+    wait("the usage is folded", || sql_or_none(&project, "SELECT count(*) FROM usage") == ["2"]);
+    // The period is cut anew, and the second subject has a contract after all.
+    project.contracts("m1,cust-1,k1,home,EUR,2,2026-09-01,\nm2,cust-2,k2,home,EUR,3,2026-09-01,\n");
+    ok(&["reload", "-C", project.text()]);
+    engine.send(&[kwh("c", "m1", "2026-09-05T10:00:00Z", "2"), kwh("d", "m2", "2026-09-05T10:00:00Z", "20")]);
+    wait("the later usage is folded", || sql(project.path(), "SELECT count(*) FROM usage") == ["4"]);
+    let mut owed: Vec<String> = running(&engine, "").iter().map(|row| format!("{} {}", row["customer_id"], row["amount"])).collect();
+    owed.sort();
+    assert_eq!(owed, ["\"cust-1\" \"3\"", "\"cust-2\" \"30\""]);
+    engine.stop();
+    ok(&["rate", "-C", project.text(), "--usage", project.write("none.ndjson", "").to_str().unwrap(), "--close"]);
+    assert_eq!(sql(project.path(), "SELECT customer_id, sum(amount) FROM charges GROUP BY 1 ORDER BY 1"), ["cust-1,3", "cust-2,30"]);
+}
+
+/// A query that may be asked before the first epoch.
+fn sql_or_none(project: &Project, query: &str) -> Vec<String> {
+    let output = ratemill(&["sql", "-C", project.text(), "-c", query, "--format", "csv"], &[]);
+    String::from_utf8(output.stdout).unwrap().lines().skip(1).map(str::to_owned).collect()
+}

@@ -15,8 +15,7 @@ const ROWS: &str = "SELECT rule, window_start, customer_id, item, amount, quanti
 fn both(project: &Project, engine: &Engine) -> (Vec<String>, Vec<String>) {
     let text = |row: &Value, name: &str| row[name].as_str().unwrap_or_default().to_owned();
     let columns = ["rule", "window_start", "customer_id", "item", "amount", "quantity", "currency"];
-    let mut answered: Vec<String> =
-        running(engine, "").iter().map(|row| columns.map(|name| text(row, name)).join(",")).collect();
+    let mut answered: Vec<String> = running(engine, "").iter().map(|row| columns.map(|name| text(row, name)).join(",")).collect();
     answered.sort();
     let mut stored = sql(project.path(), ROWS);
     stored.sort();
@@ -111,7 +110,8 @@ fn a_window_is_in_the_ledger_or_in_the_table() {
 
 #[test]
 fn a_rule_that_fails_stops_no_epoch_and_only_its_own_rows_are_missing() {
-    let project = Project::new("[epoch]\ninterval = \"50 milliseconds\"\nrunning = \"10 milliseconds\"\n[http]\nlisten = \"127.0.0.1:0\"\n");
+    let project =
+        Project::new("[epoch]\ninterval = \"50 milliseconds\"\nrunning = \"10 milliseconds\"\n[http]\nlisten = \"127.0.0.1:0\"\n");
     project.write("rules/energy.sql", &RULE.replace("1 day", "3650 days"));
     project.write(
         "rules/broken.sql",
@@ -134,7 +134,8 @@ fn a_rule_that_fails_stops_no_epoch_and_only_its_own_rows_are_missing() {
 
 #[test]
 fn billing_periods_leave_the_table_contract_by_contract() {
-    let project = Project::new("[epoch]\ninterval = \"50 milliseconds\"\nrunning = \"10 milliseconds\"\n[http]\nlisten = \"127.0.0.1:0\"\n");
+    let project =
+        Project::new("[epoch]\ninterval = \"50 milliseconds\"\nrunning = \"10 milliseconds\"\n[http]\nlisten = \"127.0.0.1:0\"\n");
     project.contracts("m1,cust-1,k1,home,EUR,1,2026-01-01,\nm2,cust-2,k2,home,EUR,1,2026-01-01,\nm3,cust-3,k3,home,EUR,15,2026-01-01,\n");
     project.write("rules/energy.sql", &PERIOD_RULE.replace("effective_from", "grace = '3650 days', effective_from"));
     let engine = Engine::start(project.path());

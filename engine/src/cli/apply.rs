@@ -11,11 +11,11 @@ use super::pending::{Format, Scope, text, zone};
 use super::{Failure, Project, stop_signal};
 use crate::config::Settings;
 use crate::epoch::{ApplyError, ApplyRequest, ChangeScope, Finalize};
-use crate::pulse::engine_url;
 use crate::lake::{Lake, LakeError, owner};
 use crate::live::Posted;
 use crate::log::LogError;
 use crate::pipeline::{OpenError, Pipeline, shown};
+use crate::pulse::engine_url;
 
 /// The environment variable with the API key of commands that are sent to a running engine.
 const KEY: &str = "RATEMILL_KEY";

@@ -133,11 +133,11 @@ pub(super) fn text(changes: &PendingChanges, customers: usize) -> Result<String,
     }
     let unchanged = changes.unchanged + changes.untouched;
     if unchanged > 0 {
-        let rated = counted(unchanged, "window");
-        line(format_args!(
-            "{rated} of older versions would be charged the same; of {} nothing that their rule reads has changed",
-            changes.untouched
-        ))?;
+        let untouched = match changes.untouched {
+            0 => String::new(),
+            untouched => format!(" ({untouched} not even rated: nothing that their rule reads has changed)"),
+        };
+        line(format_args!("{} of older versions would be charged the same{untouched}", counted(unchanged, "window")))?;
     }
     for held in &changes.held {
         line(format_args!("held: {held} shares usage with a period that is left out; both go together"))?;

@@ -95,21 +95,25 @@ impl Folds {
         self.rules.iter().map(|rule| rule.fold.rule().name.as_str())
     }
 
-    /// Takes over what `before` has at the position of `state`, for rules that it has in the same version, but for windows that
+    /// Takes over what `before` has at the position of `now`, for rules that it has in the same version, but for windows that
     /// changed reference data touches; returns the rules' names. [`Self::catch_up`] from that position goes on with them.
-    pub(super) fn take_over(&mut self, before: &Self, state: &EngineState, changes: &TableChanges) -> BTreeSet<String> {
+    pub(super) fn take_over(&mut self, before: &Self, now: &EngineState, changes: &TableChanges) -> BTreeSet<String> {
         let mut kept = BTreeSet::new();
-        if before.position != state.position {
+        if before.position != now.position {
             return kept;
         }
         for rule in &mut self.rules {
             // What windows open with is read again.
-            let Some(before) = before.of(rule.fold.rule()).filter(|before| !before.is_given_up && !before.reads_opening()) else { continue };
+            let Some(before) = before.of(rule.fold.rule()).filter(|before| !before.is_given_up && !before.reads_opening()) else {
+                continue;
+            };
             let Some(state) = before.state.under(&rule.fold, changes) else { continue };
-            let touched = rule.fold.touched(changes);
+            let (touched, open) = (rule.fold.touched(changes), open_windows(rule.fold.rule(), now));
             rule.state = state;
             rule.known = before.known.clone();
             rule.touched = rule.known.keys().copied().filter(|window| touched.touch(*window)).collect();
+            // A window that has usage by this project only is not in the state, whatever is said of new ones.
+            rule.touched.extend(open.into_iter().filter(|window| !before.known.contains_key(window)));
             rule.is_loaded = true;
             if rule.touched.is_empty() {
                 kept.insert(rule.fold.rule().name.clone());

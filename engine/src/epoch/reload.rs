@@ -63,8 +63,8 @@ impl Epochs {
         Ok(Fitted { project, open: state.open, former, moved })
     }
 
-    /// Goes on with this project, and returns what was before. Windows whose rule failed are tried again. Whatever else depends on the project belongs here,
-    /// or into [`Self::fit`] where it can fail: a start and a reload go the same way.
+    /// Goes on with this project, and returns what was before. Windows whose rule failed are tried again. Whatever else depends
+    /// on the project belongs here, or into [`Self::fit`] where it can fail: a start and a reload go the same way.
     pub(super) fn take(&mut self, fitted: Fitted) -> Fitted {
         self.failed.clear();
         self.examine = Examine::Due;
@@ -93,11 +93,14 @@ impl Epochs {
         let fitted = self.fit(project).await?;
         let state = self.state.clone();
         let before = self.take(fitted);
-        match self.open_again(&before.project).await {
+        // Who stops the engine in the middle must not rate from windows that are folded with the reference data before.
+        let folds = std::mem::take(&mut self.folds);
+        match self.open_again(&before.project, &folds).await {
             Ok(folded_again) => Ok(Reloaded { folded_again, ..reloaded }),
             Err(error) => {
                 self.take(before);
                 self.state = state;
+                self.folds = folds;
                 Err(error)
             }
         }
@@ -105,14 +108,14 @@ impl Epochs {
 
     /// Notes the open windows of rules that are new, and folds what the project `before` did not have as it is now. Returns the
     /// rules whose usage was read for it.
-    async fn open_again(&mut self, before: &RuleProject) -> Result<Vec<String>, EpochError> {
+    async fn open_again(&mut self, before: &RuleProject, folds_before: &Folds) -> Result<Vec<String>, EpochError> {
         self.note_open_windows().await?;
-        if !self.folds.is_on {
+        if !folds_before.is_on {
             return Ok(Vec::new());
         }
         let mut folds = Folds::plan(&self.project, &self.runtime, &self.limits).await;
         let changes = self.project.reference.changes_from(&before.reference.files());
-        let kept = folds.take_over(&self.folds, &self.state, &changes);
+        let kept = folds.take_over(folds_before, &self.state, &changes);
         let folded_again: Vec<String> = folds.names().filter(|name| !kept.contains(*name)).map(str::to_owned).collect();
         let usage = self.changes.over(self.usage()?)?;
         let (position, session) = (self.state.position, (&self.runtime, &self.limits));

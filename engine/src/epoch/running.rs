@@ -127,7 +127,10 @@ impl Epochs {
             if open.is_empty() {
                 continue;
             }
-            let found = match self.open_charges(rule, open, (arrived, customer.filter(|_| !read.contains(&rule.name))), &usage, &state, &evaluated).await {
+            let found = match self
+                .open_charges(rule, open, (arrived, customer.filter(|_| !read.contains(&rule.name))), &usage, &state, &evaluated)
+                .await
+            {
                 Ok(found) => found,
                 Err(error) => {
                     results.push((rule.name.clone(), Err(error)));

@@ -120,12 +120,8 @@ impl RunningTable {
             read.entry(&rule.name).or_default().extend(times.read_by(rule));
         }
         let reaches = |name: &str| project.rules.iter().any(|rule| rule.name == name && rule.reach == Reach::Onward);
-        let changed: HashSet<(&str, &RuleWindow)> = state
-            .open
-            .iter()
-            .filter(|open| open.changed_at > manifest.from)
-            .map(|open| (open.rule.as_str(), &open.window))
-            .collect();
+        let changed: HashSet<(&str, &RuleWindow)> =
+            state.open.iter().filter(|open| open.changed_at > manifest.from).map(|open| (open.rule.as_str(), &open.window)).collect();
         self.current.retain(|(rule, rated)| {
             let Some(read) = read.get(rule.as_str()) else { return false };
             let Window { start, end } = rated.window;

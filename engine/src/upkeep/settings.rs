@@ -74,10 +74,8 @@ impl UpkeepConfig {
             return Err("upkeep.checkpoint must be at least 1".to_owned());
         }
         if keep_files < query_time {
-            return Err(
-                "upkeep.keep_files must be at least limits.query_time, else a query loses the files that it reads; try \"7 days\""
-                    .to_owned(),
-            );
+            return Err("upkeep.keep_files must be at least limits.query_time, else a query loses the files that it reads; try \"7 days\""
+                .to_owned());
         }
         Ok(UpkeepSettings {
             live: self.live,
