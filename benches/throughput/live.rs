@@ -86,13 +86,21 @@ fn measure<'e>(
     let events = accepted(&engine.address) as f64;
     let cpu = after.cpu_seconds - before.cpu_seconds;
     println!("{name}, {elapsed:.0} s");
-    println!("  accepted         {events:.0} events, {:.0} a second; {} calls were pushed back", events / elapsed, run.refused.load(Ordering::Relaxed));
+    println!(
+        "  accepted         {events:.0} events, {:.0} a second; {} calls were pushed back",
+        events / elapsed,
+        run.refused.load(Ordering::Relaxed)
+    );
     println!("  processor        engine {:.2} s for a million events, sender {:.2} s", cpu / events * 1e6, sender / events * 1e6);
     println!("  acknowledgement  {}", quantiles(&run.acknowledged_ms));
     println!("  freshness        {}", quantiles(&run.fresh_ms));
     let resident = run.resident_mib.lock().unwrap();
     let at = |share: usize| resident.get((resident.len().max(1) - 1) * share / 6).copied().unwrap_or(0);
-    println!("  resident MiB     after each sixth: {}; peak {}", (1..=6).map(|share| at(share).to_string()).collect::<Vec<_>>().join(", "), after.peak_mib);
+    println!(
+        "  resident MiB     after each sixth: {}; peak {}",
+        (1..=6).map(|share| at(share).to_string()).collect::<Vec<_>>().join(", "),
+        after.peak_mib
+    );
 }
 
 fn quantiles(milliseconds: &Mutex<Vec<f64>>) -> String {

@@ -3,8 +3,8 @@
 //! Whatever waits in the queue is written as one group with one sync; a lone submission is written at once.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use arrow::array::{BooleanArray, RecordBatch};
 use arrow::compute::{concat_batches, filter_record_batch};
@@ -213,12 +213,7 @@ impl Capture {
     }
 
     /// Makes the rows of a file known, and adds it to the files of the frame unless none of them is new.
-    fn adopt(
-        &mut self,
-        input: &str,
-        rows: AdoptedRows,
-        adopted: &mut Vec<(LoggedFile, Vec<EventKey>)>,
-    ) -> Result<Vec<Verdict>, LogError> {
+    fn adopt(&mut self, input: &str, rows: AdoptedRows, adopted: &mut Vec<(LoggedFile, Vec<EventKey>)>) -> Result<Vec<Verdict>, LogError> {
         let AdoptedRows { file, mut keys } = rows;
         let Admission::Admitted(left_out) = self.dedup.admit(&keys)? else { return Ok(vec![Verdict::Conflict]) };
         let verdicts = vec![Verdict::Duplicate; left_out.len()];

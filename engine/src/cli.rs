@@ -16,8 +16,8 @@ mod status;
 mod table;
 mod tap;
 mod test;
-mod upkeep;
 mod unrated;
+mod upkeep;
 
 use std::io::IsTerminal;
 use std::path::PathBuf;

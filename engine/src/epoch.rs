@@ -29,8 +29,8 @@ mod running;
 mod running_table;
 mod state;
 mod tail;
-mod upkeep;
 mod unrated;
+mod upkeep;
 mod versions;
 
 pub use apply::{Applied, ApplyError, ApplyRequest};
@@ -51,4 +51,4 @@ pub use running::running_rows;
 pub(crate) use running_table::RUNNING;
 pub use running_table::{RUNNING_CHARGES, running_spec};
 pub use state::{EngineState, OpenWindow, TableVersions, Tracked};
-pub use unrated::{EventExample, PlaceText, UnratedEvent, UnratedGroup, UnratedQuestion, UnratedReport, Unknown, WindowBooks};
+pub use unrated::{EventExample, PlaceText, Unknown, UnratedEvent, UnratedGroup, UnratedQuestion, UnratedReport, WindowBooks};

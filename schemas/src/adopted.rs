@@ -5,7 +5,9 @@
 
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, AsArray, Date32Array, Int64Array, MapArray, RecordBatch, StringArray, StructArray, TimestampMicrosecondArray};
+use arrow::array::{
+    Array, ArrayRef, AsArray, Date32Array, Int64Array, MapArray, RecordBatch, StringArray, StructArray, TimestampMicrosecondArray,
+};
 use arrow::buffer::OffsetBuffer;
 use arrow::compute::{CastOptions, cast_with_options};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit, TimestampMicrosecondType};
@@ -180,7 +182,13 @@ impl AdoptedColumns {
     ///
     /// # Errors
     /// When a column is missing or cannot be converted, which [`Self::fit`] excludes.
-    pub fn to_usage(&self, batch: &RecordBatch, wanted: &SchemaRef, positions: &[i64], ingested_at: i64) -> Result<RecordBatch, ArrowError> {
+    pub fn to_usage(
+        &self,
+        batch: &RecordBatch,
+        wanted: &SchemaRef,
+        positions: &[i64],
+        ingested_at: i64,
+    ) -> Result<RecordBatch, ArrowError> {
         let rows = batch.num_rows();
         let column = |name: &str| {
             batch.column_by_name(name).ok_or_else(|| ArrowError::SchemaError(format!("the adopted file has no column `{name}`")))
@@ -321,8 +329,14 @@ mod tests {
         assert!(columns().fit(batch.schema_ref(), &schema));
         let usage = columns().to_usage(&batch, schema.stored(), &[100, 102], 7).unwrap();
         let shown = String::from_utf8(crate::usage::row_as_json(&usage, 0)).unwrap();
-        assert!(shown.contains(r#""quantity":"1.2345""#) && shown.contains(r#""region":"eu""#) && shown.contains(r#""source":"drop""#), "{shown}");
-        assert_eq!(usage.column_by_name("log_position").unwrap().as_primitive::<arrow::datatypes::Int64Type>().values().to_vec(), [100, 102]);
+        assert!(
+            shown.contains(r#""quantity":"1.2345""#) && shown.contains(r#""region":"eu""#) && shown.contains(r#""source":"drop""#),
+            "{shown}"
+        );
+        assert_eq!(
+            usage.column_by_name("log_position").unwrap().as_primitive::<arrow::datatypes::Int64Type>().values().to_vec(),
+            [100, 102]
+        );
         let attributes = usage.column_by_name("attributes").unwrap().as_map();
         assert_eq!((attributes.value(0).len(), attributes.value(1).len()), (0, 1));
         assert_eq!(attributes.values().as_string::<i32>().value(0), "3");

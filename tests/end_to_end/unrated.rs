@@ -139,10 +139,8 @@ fn when_the_missing_row_arrives_usage_is_charged_once_and_nobody_asked() {
     prices(&project, "office,,0.50,0\n");
     let longer = CONTRACTS.replace(",2026-09-10", ",");
     let header = "subject,customer_id,plan,currency,valid_from,valid_to";
-    project.write(
-        "reference/contracts.csv",
-        &format!("{header}\n{longer}m9,cust-9,home,EUR,2026-01-01,\nm8,cust-1,home,EUR,2026-01-01,\n"),
-    );
+    project
+        .write("reference/contracts.csv", &format!("{header}\n{longer}m9,cust-9,home,EUR,2026-01-01,\nm8,cust-1,home,EUR,2026-01-01,\n"));
     rate(&project, "usage.ndjson", &events(), &[]);
     let charged = [
         "cust-1,Energy,2026-09,EUR,14,9.2",
@@ -152,7 +150,10 @@ fn when_the_missing_row_arrives_usage_is_charged_once_and_nobody_asked() {
     ];
     assert_eq!(net(&project), charged);
     audit_is_clean(&project);
-    assert_eq!(groups(&project), ["energy | not c.plan <> 'paused' | published | 1 1 1 | paused", "null | no rule | open | 1 1 3 | no rule"]);
+    assert_eq!(
+        groups(&project),
+        ["energy | not c.plan <> 'paused' | published | 1 1 1 | paused", "null | no rule | open | 1 1 3 | no rule"]
+    );
     // Nothing twice, however often it starts.
     let after = sql(project.path(), "SELECT count(*) FROM charges");
     assert_ne!(rows, after);

@@ -22,7 +22,8 @@ pub(crate) async fn keys(
     hasher: &EventHasher,
 ) -> Result<Vec<EventKey>, DataFusionError> {
     let rows = AdoptedRows::new(lake.clone(), vec![Arc::clone(part)], Arc::clone(schema.decoded()));
-    let names: Vec<&str> = schema.decoded().fields().iter().map(|field| field.name().as_str()).filter(|name| *name != "attributes").collect();
+    let names: Vec<&str> =
+        schema.decoded().fields().iter().map(|field| field.name().as_str()).filter(|name| *name != "attributes").collect();
     let mut batches = SessionContext::new().read_table(Arc::new(rows))?.select_columns(&names)?.execute_stream().await?;
     let mut keys = Vec::with_capacity(part.events());
     while let Some(batch) = batches.try_next().await? {

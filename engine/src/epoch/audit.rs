@@ -23,8 +23,8 @@ use super::manifest::Completion;
 use super::rate::{Evaluated, Rating, closure, evaluate_apart};
 use super::run::{APPLICATION, EpochError, Tables, table_specs};
 use super::state::EngineState;
-use crate::adopted::Adopted;
 use super::unrated::Suspense;
+use crate::adopted::Adopted;
 use crate::lake::{Lake, LakeError, LakeTable};
 use crate::ledger::net;
 

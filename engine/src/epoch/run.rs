@@ -10,10 +10,9 @@ use arrow::datatypes::TimestampMicrosecondType;
 use datafusion::execution::runtime_env::RuntimeEnv;
 use ratemill_rules::functions::FUNCTIONS_VERSION;
 use ratemill_rules::session::{SessionLimits, runtime, session};
-use ratemill_rules::{RateError, Rule, RuleProject, RuleWindow};
+use ratemill_rules::{Rule, RuleProject, RuleWindow};
 use ratemill_schemas::files;
 use ratemill_schemas::invoicing::InvoicingCalendar;
-use ratemill_schemas::windows::WindowError;
 use ratemill_schemas::{EventHasher, EventKey, UsageSchema, adopted, changes, charges, rejected, time};
 
 use super::adopting::parts_of;
@@ -193,7 +192,12 @@ pub fn table_specs(schema: &UsageSchema) -> [TableSpec; 6] {
             partitions: &[],
             statistics: &["source", "id", "target_source", "target_id", "log_position"],
         },
-        TableSpec { name: "adopted", schema: adopted::schema(), partitions: &[], statistics: &["adopted_at", "content_hash", "log_position"] },
+        TableSpec {
+            name: "adopted",
+            schema: adopted::schema(),
+            partitions: &[],
+            statistics: &["adopted_at", "content_hash", "log_position"],
+        },
     ]
 }
 

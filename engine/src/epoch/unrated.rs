@@ -26,8 +26,8 @@ use super::changes::Changes;
 use super::rate::{Evaluated, Rating, closure};
 use super::run::EpochError;
 use super::state::EngineState;
-use tally::{Group, Tally};
 use crate::adopted::Adopted;
+use tally::{Group, Tally};
 
 /// Unrated events whose reasons are asked for at once.
 pub(super) const EVENTS_AT_ONCE: usize = 1 << 17;
@@ -165,7 +165,10 @@ impl Suspense<'_> {
     }
 
     /// Where a group's usage would be by present reference data, if that is not what published it.
-    pub(super) async fn claims_now(&self, group: &PublishedGroup) -> Result<Option<Result<(Arc<RuleProject>, Claims), NotAnalysed>>, EpochError> {
+    pub(super) async fn claims_now(
+        &self,
+        group: &PublishedGroup,
+    ) -> Result<Option<Result<(Arc<RuleProject>, Claims), NotAnalysed>>, EpochError> {
         let present = self.rating.project.reference.version();
         if group.reference_version == present {
             return Ok(None);
@@ -237,11 +240,7 @@ impl LedgerAudit {
             Ok::<_, EpochError>(count(&claims, now.as_ref(), (&group.rule, true), tally, report).await)
         };
         if let Err(reason) = told.await? {
-            report.not_analysed.push(Unknown {
-                rule: group.rule.clone(),
-                version: group.rule_version.clone(),
-                reason: reason.to_string(),
-            });
+            report.not_analysed.push(Unknown { rule: group.rule.clone(), version: group.rule_version.clone(), reason: reason.to_string() });
         }
         Ok(())
     }
@@ -257,7 +256,8 @@ impl LedgerAudit {
         let suspense = self.suspense();
         let (project, state) = (suspense.rating.project, suspense.state);
         let Some(latest) = state.inputs.values().filter_map(|input| input.time_max).chain(state.latest_event).max() else { return Ok(()) };
-        let time = Window { start: rule.options.effective_from, end: latest.saturating_add(1).min(rule.options.effective_to.unwrap_or(i64::MAX)) };
+        let time =
+            Window { start: rule.options.effective_from, end: latest.saturating_add(1).min(rule.options.effective_to.unwrap_or(i64::MAX)) };
         let mut windows = rule.rated_between(&project.reference, time.start, latest.saturating_add(1))?;
         windows.retain(|rated| state.finalized.get(&rule.name, rated).is_none_or(|range| !range.published));
         let mut places = Places::of(windows).or_by(&project.reference);
@@ -278,8 +278,7 @@ impl LedgerAudit {
     async fn of_no_rule(&self, tally: &mut Tally, report: &mut UnratedReport) -> Result<(), EpochError> {
         let suspense = self.suspense();
         let rating = suspense.rating;
-        let evaluator =
-            Evaluator::new(Arc::clone(rating.runtime), rating.limits.clone(), Arc::clone(rating.project), suspense.usage()?);
+        let evaluator = Evaluator::new(Arc::clone(rating.runtime), rating.limits.clone(), Arc::clone(rating.project), suspense.usage()?);
         let told = async {
             let (mut stream, unknown) = unclaimed(&evaluator).await?;
             while let Some(events) = stream.try_next().await? {

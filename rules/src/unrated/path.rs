@@ -363,16 +363,7 @@ fn joined(join: &Join, kind: JoinType, plan: &LogicalPlan, of_left: bool, filter
     let plan = Arc::new(plan.clone());
     let (left, right) = if of_left { (plan, Arc::clone(&join.right)) } else { (Arc::clone(&join.left), plan) };
     let null_aware = join.null_aware && kind == join.join_type;
-    Ok(LogicalPlan::Join(Join::try_new(
-        left,
-        right,
-        join.on.clone(),
-        filter,
-        kind,
-        join.join_constraint,
-        join.null_equality,
-        null_aware,
-    )?))
+    Ok(LogicalPlan::Join(Join::try_new(left, right, join.on.clone(), filter, kind, join.join_constraint, join.null_equality, null_aware)?))
 }
 
 /// A node with one input.

@@ -185,7 +185,8 @@ async fn usage_that_no_rule_claims_is_found() {
 
 #[tokio::test]
 async fn a_rule_that_cannot_be_analysed_says_so() {
-    let query = "SELECT u.subject AS customer_id, u.id AS item, u.quantity AS amount, 'EUR' AS currency FROM usage u ORDER BY u.time, u.id LIMIT 3";
+    let query =
+        "SELECT u.subject AS customer_id, u.id AS item, u.quantity AS amount, 'EUR' AS currency FROM usage u ORDER BY u.time, u.id LIMIT 3";
     let project = project("window = 'month'", query).await;
     let usage = usage(&project.usage, &EVENTS);
     let windows = project.rules[0].rated_between(&project.reference, parse_instant("2026-09-01T00:00:00Z").unwrap(), i64::MAX / 4);

@@ -53,8 +53,7 @@ pub(super) async fn told(case: &Case, expected: &Charged) -> Result<Result<Strin
         unrated.iter().flat_map(|batch| batch.column_by_name(name).unwrap().as_primitive::<Int64Type>().values().to_vec()).collect()
     };
     let positions: BTreeSet<i64> = column("log_position").into_iter().collect();
-    let lost: BTreeSet<i64> =
-        (0..).zip(&fates).filter(|(_, fate)| matches!(fate, Fate::Lost(_))).map(|(position, _)| position).collect();
+    let lost: BTreeSet<i64> = (0..).zip(&fates).filter(|(_, fate)| matches!(fate, Fate::Lost(_))).map(|(position, _)| position).collect();
     if positions != lost || positions.len() != column("log_position").len() {
         return Err(format!("unrated by the anti join {positions:?}, event by event {lost:?}"));
     }
