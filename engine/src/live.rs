@@ -21,12 +21,12 @@ pub use commands::{Command, Posted, Refusal, ReloadAnswer};
 
 use crate::api::{self, Health, Operations, Questions, RunningQuestion};
 use crate::capture::CaptureProgress;
-use crate::epoch::{EpochError, EpochReport, Epochs, Finalize, running_rows};
+use crate::epoch::{EpochError, EpochReport, Epochs, Finalize};
 use crate::lake::{LakeError, Location};
 use crate::pipeline::{OpenError, Pipeline};
 use crate::pulse::{Beacon, Vitals};
 use between::BetweenEpochs;
-use commands::{COMMANDS, Commands, ProjectFiles};
+use commands::{COMMANDS, Commands, ProjectFiles, QUESTIONS};
 
 /// Time for connectors to finish what is under way.
 const DRAIN: Duration = Duration::from_secs(3);
@@ -37,8 +37,6 @@ const RELEASE: Duration = Duration::from_secs(2);
 
 /// Time for keeping the state of open windows at the end.
 const LAST_CHECKPOINT: Duration = Duration::from_secs(2);
-/// Questions that wait while an epoch runs.
-const QUESTIONS: usize = 64;
 
 /// Runs until `stop`; `listening` is told the address of the HTTP listener, `epoch` every report. At each `hangup` rules and
 /// reference data are read again.
@@ -68,10 +66,10 @@ pub async fn run(
     start_mqtt(&pipeline, &connectors, &mut tasks)?;
     start_files(&pipeline, &connectors, &mut tasks)?;
     // Last, since the address is told: whoever reads it may send.
-    let (questions, mut asked) = mpsc::channel(QUESTIONS);
+    let (questions, asked) = mpsc::channel(QUESTIONS);
     let (operations, queue) = mpsc::channel(COMMANDS);
     let (rules, names) = watch::channel(pipeline.epochs.project().rules.iter().map(|rule| rule.name.clone()).collect());
-    let mut commands = Commands { queue, hangup, files: ProjectFiles::of(&pipeline.settings), rules };
+    let mut commands = Commands { asked, queue, hangup, files: ProjectFiles::of(&pipeline.settings), rules };
     let surface = Surface { metrics, questions, operations, rules: names, vitals };
     start_http(&pipeline, &ready, (surface, &beacon), &connectors, &mut tasks, listening).await?;
     ready.store(true, Ordering::Release);
@@ -84,9 +82,7 @@ pub async fn run(
         (interval, checkpoints, pipeline.settings.epoch_bytes),
         &stop,
         &mut tasks,
-        &mut asked,
-        &mut commands,
-        &mut between,
+        (&mut commands, &mut between),
         &mut epoch,
     )
     .await;
@@ -129,9 +125,7 @@ async fn epochs(
     (interval, checkpoints, bytes_max): (Duration, Duration, u64),
     stop: &CancellationToken,
     tasks: &mut JoinSet<Result<(), String>>,
-    asked: &mut mpsc::Receiver<RunningQuestion>,
-    commands: &mut Commands,
-    between: &mut BetweenEpochs,
+    (commands, between): (&mut Commands, &mut BetweenEpochs),
     report: &mut impl FnMut(&EpochReport),
 ) -> Result<(), OpenError> {
     let mut pause = interval;
@@ -145,10 +139,9 @@ async fn epochs(
                 () = lost.cancelled() => break,
                 () = tokio::time::sleep_until(begun + pause) => break,
                 () = progress.grown.notified() => if progress.undrained_bytes.load(Ordering::Acquire) >= bytes_max { break },
-                Some(question) = asked.recv() => answer(epochs, question).await,
-                command = commands.next() => tokio::select! {
+                call = commands.next() => tokio::select! {
                     () = stop.cancelled() => return Ok(()),
-                    () = commands.obey(command, epochs, report) => {}
+                    () = commands.obey(call, epochs, report) => {}
                 },
                 work = between.next(epochs.running_is_stale()) => tokio::select! {
                     () = stop.cancelled() => return Ok(()),
@@ -203,19 +196,6 @@ async fn epochs(
 /// Notes how far the lake is, for those who ask.
 fn note_state(epochs: &Epochs, progress: &CaptureProgress) {
     progress.pulse.note_state(epochs.last(), epochs.state(), epochs.fold_bytes());
-}
-
-/// Answers with the running charges of a rule, or of all.
-async fn answer(epochs: &Epochs, question: RunningQuestion) {
-    if question.answer.is_closed() {
-        return;
-    }
-    let started = std::time::Instant::now();
-    let charges = epochs.running_of(question.rule.as_deref(), question.customer.as_deref()).await.map_err(|error| error.to_string());
-    let rows = charges.and_then(|charges| running_rows(&charges).map_err(|error| error.to_string()));
-    metrics::histogram!("ratemill_running_charges_duration_seconds").record(started.elapsed());
-    // Who asked may be gone.
-    let _ = question.answer.send(rows);
 }
 
 /// What the HTTP surface is made of.

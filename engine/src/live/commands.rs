@@ -1,4 +1,5 @@
-//! What the living owner of a lake is told to do, between two epochs: post pending changes, read the project again.
+//! What the living owner of a lake is asked and told between two epochs: running charges; to post pending changes, to read the
+//! project again.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -8,12 +9,26 @@ use ratemill_schemas::UsageSchema;
 use serde::Serialize;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
+use crate::api::RunningQuestion;
 use crate::config::Settings;
-use crate::epoch::{Applied, ApplyError, ApplyRequest, EpochReport, Epochs, Finalize, PendingChanges, Reloaded};
+use crate::epoch::{Applied, ApplyError, ApplyRequest, EpochReport, Epochs, Finalize, PendingChanges, Reloaded, running_rows};
 use crate::pipeline::shown;
 
-/// Commands that wait while an epoch runs.
+/// Questions that wait while an epoch runs.
+pub(super) const QUESTIONS: usize = 64;
+/// Commands that do.
 pub(super) const COMMANDS: usize = 16;
+
+/// What somebody wants of the engine between two epochs.
+#[derive(Debug)]
+pub(super) enum Call {
+    /// Running charges.
+    Question(RunningQuestion),
+    /// Something to do.
+    Command(Command),
+    /// The process was told to read its files again; nobody waits for an answer.
+    Hangup,
+}
 
 /// Something to do between two epochs.
 #[derive(Debug)]
@@ -111,9 +126,10 @@ impl ProjectFiles {
     }
 }
 
-/// The commands of an engine, and what it needs to do them.
+/// The questions and commands to an engine, and what it needs for them.
 #[derive(Debug)]
 pub(super) struct Commands {
+    pub(super) asked: mpsc::Receiver<RunningQuestion>,
     pub(super) queue: mpsc::Receiver<Command>,
     /// Notified when the process is told to read its files again.
     pub(super) hangup: Arc<Notify>,
@@ -123,30 +139,31 @@ pub(super) struct Commands {
 }
 
 impl Commands {
-    /// The next command. Nothing is lost when the caller stops waiting.
-    pub(super) async fn next(&mut self) -> Option<Command> {
+    /// The next call. Nothing is lost when the caller stops waiting.
+    pub(super) async fn next(&mut self) -> Call {
         tokio::select! {
-            Some(command) = self.queue.recv() => Some(command),
-            () = self.hangup.notified() => None,
+            Some(question) = self.asked.recv() => Call::Question(question),
+            Some(command) = self.queue.recv() => Call::Command(command),
+            () = self.hangup.notified() => Call::Hangup,
         }
     }
 
-    /// Does a command; `None` is a reload that nobody waits for. What is dropped half-way is finished by the manifest of its
-    /// epoch, or was not begun.
-    pub(super) async fn obey(&mut self, command: Option<Command>, epochs: &mut Epochs, report: &mut impl FnMut(&EpochReport)) {
+    /// Does what is wanted. What is dropped half-way is finished by the manifest of its epoch, or was not begun.
+    pub(super) async fn obey(&mut self, call: Call, epochs: &mut Epochs, report: &mut impl FnMut(&EpochReport)) {
         // Who asked may be gone.
-        match command {
-            Some(Command::Apply { request, answer }) => {
+        match call {
+            Call::Question(question) => answer(epochs, question).await,
+            Call::Command(Command::Apply { request, answer }) => {
                 let outcome = epochs.apply(&request, Finalize::Live).await;
                 if let Ok(applied) = &outcome {
                     applied.reports.iter().for_each(report);
                 }
                 let _ = answer.send(outcome.map(Posted::from).map_err(Refusal::from));
             }
-            Some(Command::Reload { answer }) => {
+            Call::Command(Command::Reload { answer }) => {
                 let _ = answer.send(self.reload(epochs, report).await);
             }
-            None => {
+            Call::Hangup => {
                 let _ = self.reload(epochs, report).await;
             }
         }
@@ -188,4 +205,17 @@ impl Commands {
         }
         Ok(ReloadAnswer { reloaded, restart_needed, warnings })
     }
+}
+
+/// Answers with the running charges of a rule, or of all.
+async fn answer(epochs: &Epochs, question: RunningQuestion) {
+    if question.answer.is_closed() {
+        return;
+    }
+    let started = std::time::Instant::now();
+    let charges = epochs.running_of(question.rule.as_deref(), question.customer.as_deref()).await.map_err(|error| error.to_string());
+    let rows = charges.and_then(|charges| running_rows(&charges).map_err(|error| error.to_string()));
+    metrics::histogram!("ratemill_running_charges_duration_seconds").record(started.elapsed());
+    // Who asked may be gone.
+    let _ = question.answer.send(rows);
 }
