@@ -54,15 +54,20 @@ impl Asked {
         evaluator: &Evaluator,
         customer: Option<&str>,
     ) -> Result<Vec<WindowCharges>, RateError> {
-        // Who is stopped half-way leaves none that has a part of the tail.
-        let mut later = match self.later.take().filter(|later| later.from == position && later.windows == windows) {
-            Some(later) => later,
-            None => Later::new(&fold.fold, position, windows)?,
-        };
-        later.follow(tail).await?;
         let before = self.known.groups();
-        let charges = fold.state.running(Some(&later.state), windows, evaluator, &mut self.known, customer).await;
-        self.later = Some(later);
+        let charges = if tail.is_empty() {
+            fold.state.running(None, windows, evaluator, &mut self.known, customer).await
+        } else {
+            // Who is stopped half-way leaves none that has a part of the tail.
+            let mut later = match self.later.take().filter(|later| later.from == position && later.windows == windows) {
+                Some(later) => later,
+                None => Later::new(&fold.fold, position, windows)?,
+            };
+            later.follow(tail).await?;
+            let charges = fold.state.running(Some(&later.state), windows, evaluator, &mut self.known, customer).await;
+            self.later = Some(later);
+            charges
+        };
         metrics::counter!("ratemill_running_groups_total").increment((self.known.groups() - before) as u64);
         charges
     }

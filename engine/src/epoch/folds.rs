@@ -103,10 +103,7 @@ impl Folds {
             return kept;
         }
         for rule in &mut self.rules {
-            // What windows open with is read again.
-            let Some(before) = before.of(rule.fold.rule()).filter(|before| !before.is_given_up && !before.reads_opening()) else {
-                continue;
-            };
+            let Some(before) = before.of(rule.fold.rule()).filter(|before| !before.is_given_up && before.opens) else { continue };
             let Some(state) = before.state.under(&rule.fold, changes) else { continue };
             let (touched, open) = (rule.fold.touched(changes), open_windows(rule.fold.rule(), now));
             rule.state = state;

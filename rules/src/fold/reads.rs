@@ -11,11 +11,9 @@ use datafusion::logical_expr::{Expr, LogicalPlan};
 
 use super::slots::Slot;
 use super::sources::by_contract;
+use crate::functions::EXCHANGE_RATES;
 use crate::project::RuleProject;
 use crate::rule::Rule;
-
-/// The table that `convert` reads.
-const RATES: &str = "exchange_rates";
 
 /// The versions of the reference tables that these plans read, as one text.
 pub(super) fn versions_read<'p>(plans: impl Iterator<Item = &'p LogicalPlan>, rule: &Rule, project: &RuleProject) -> Result<String> {
@@ -38,7 +36,7 @@ pub(super) fn versions_read<'p>(plans: impl Iterator<Item = &'p LogicalPlan>, ru
             node.apply_expressions(|expr| {
                 expr.apply(|expr| {
                     if matches!(expr, Expr::ScalarFunction(call) if call.func.name() == "convert") {
-                        note(RATES);
+                        note(EXCHANGE_RATES);
                     }
                     Ok(TreeNodeRecursion::Continue)
                 })

@@ -11,7 +11,7 @@ use ratemill_schemas::Window;
 
 use super::opening::{Forgotten, Openings};
 use super::slots::{Slot, SlotRows, WINDOW};
-use super::sources::{targets_of_usage, usage_rows, usage_schema, windows_rows};
+use super::sources::{by_contract, targets_of_usage, usage_rows, usage_schema, windows_rows};
 use super::{Fold, OpenWindows};
 use crate::evaluate::{Blame, RateError, root_message};
 use crate::reference::TableChanges;
@@ -160,6 +160,10 @@ impl FoldState {
     #[must_use]
     pub fn under(&self, fold: &Arc<Fold>, changes: &TableChanges) -> Option<Self> {
         if fold.fingerprint != self.fold.fingerprint || fold.rule.version != self.fold.rule.version {
+            return None;
+        }
+        if fold.carry.is_some() && by_contract(&fold.rule) && changes.contains_key("contracts") {
+            // Time is cut elsewhere.
             return None;
         }
         let touched = fold.project.touched(&fold.rule, changes);

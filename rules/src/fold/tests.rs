@@ -536,7 +536,8 @@ fn made_up(project: &RuleProject, from: i64, numbers: &mut Numbers) -> Vec<Event
     let subjects = texts(&project.reference, "subject");
     let named =
         |text: &str| text.split("meter = '").skip(1).filter_map(|rest| Some(rest.split_once('\'')?.0.to_owned())).collect::<Vec<_>>();
-    let meters: BTreeSet<String> = project.rules.iter().flat_map(|rule| named(&rule.text)).collect();
+    let meters: BTreeSet<String> =
+        project.rules.iter().flat_map(|rule| rule.meters.iter().flatten().cloned().chain(named(&rule.text))).collect();
     let meters: Vec<String> = meters.into_iter().collect();
     let dimensions: Vec<Vec<String>> = project
         .usage
