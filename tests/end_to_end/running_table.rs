@@ -8,6 +8,7 @@ use crate::engine::{Engine, ok, sql, wait};
 use crate::project::{PERIOD_RULE, Project, RULE, kwh, lines, september};
 use crate::running::running;
 use crate::servers::python;
+use crate::upkeep::first_epoch;
 
 const ROWS: &str = "SELECT rule, window_start, customer_id, item, amount, quantity, currency FROM running_charges ORDER BY 1, 2, 3, 4";
 
@@ -58,6 +59,7 @@ fn the_table_has_what_the_engine_answers() {
         vat(&project);
         let engine = Engine::start(project.path());
         engine.send(&september(100));
+        first_epoch(&project);
         let first = settled(&project, &engine);
         assert_eq!(first.len(), 20, "{first:?}");
         // One customer more usage, and one less.
@@ -99,6 +101,7 @@ fn a_window_is_in_the_ledger_or_in_the_table() {
     events.sort_by_key(|event| event["time"].as_str().unwrap().to_owned());
     for part in events.chunks(25) {
         engine.send(part);
+        first_epoch(&project);
         let twice = "SELECT count(*) FROM running_charges r JOIN charges c ON c.rule = r.rule AND c.window_start = r.window_start";
         assert_eq!(sql(project.path(), twice), ["0"]);
     }
@@ -122,6 +125,7 @@ fn a_rule_that_fails_stops_no_epoch_and_only_its_own_rows_are_missing() {
     let engine = Engine::start(project.path());
     let count = |rule: &str| sql(project.path(), &format!("SELECT count(*) FROM running_charges WHERE rule = '{rule}'")).remove(0);
     engine.send(&[kwh("a", "m1", "2026-09-03T10:00:00Z", "6")]);
+    first_epoch(&project);
     wait("both rules are published", || count("energy") == "1" && count("broken") == "1");
     engine.send(&[kwh("b", "m1", "2026-09-03T11:00:00Z", "1")]);
     wait("the broken one is gone", || count("broken") == "0");
@@ -140,6 +144,7 @@ fn billing_periods_leave_the_table_contract_by_contract() {
     project.write("rules/energy.sql", &PERIOD_RULE.replace("effective_from", "grace = '3650 days', effective_from"));
     let engine = Engine::start(project.path());
     engine.send(&["m1", "m2", "m3"].map(|subject| kwh(subject, subject, "2026-06-20T10:00:00Z", "10")));
+    first_epoch(&project);
     wait("three periods run", || sql(project.path(), "SELECT count(*) FROM running_charges") == ["3"]);
     engine.stop();
     let nothing = project.write("nothing.ndjson", &lines(&[]));
