@@ -78,6 +78,11 @@ fn the_table_has_what_the_engine_answers() {
         wait("it is stored", || sql(project.path(), "SELECT count(*) FROM usage") == ["102"]);
         let third = settled(&project, &engine);
         assert_eq!(third.iter().filter(|row| !second.contains(row)).count(), 2, "{second:?} {third:?}");
+        // Other prices change every row, without any usage.
+        project.write("reference/prices.csv", "plan,up_to,unit_price,flat_fee\nhome,,0.50,0\n");
+        ok(&["reload", "-C", project.text()]);
+        wait("new prices are in the table", || sql(project.path(), ROWS).iter().all(|row| !third.contains(row)));
+        assert_eq!(settled(&project, &engine).len(), 20);
         engine.stop();
         // A month that is published has no running charges.
         let nothing = project.write("nothing.ndjson", "");

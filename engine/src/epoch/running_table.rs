@@ -183,7 +183,8 @@ impl Epochs {
     /// Whether there may be running charges that the table does not have.
     #[must_use]
     pub fn running_is_stale(&self) -> bool {
-        self.running.is_stale && self.unfinished.is_none()
+        let is_reloaded = self.running.project.as_ref().is_some_and(|before| !Arc::ptr_eq(before, &self.project));
+        (self.running.is_stale || is_reloaded) && self.unfinished.is_none()
     }
 
     /// Publishes what open windows come to as of the last epoch, in the table `running_charges`. Of a rule that cannot be
