@@ -188,6 +188,12 @@ fn old_files_are_removed_and_what_readers_need_stays() {
     assert_eq!(rows(&project), before);
     assert!(read_by_others(&project).contains("usage duckdb"));
     audit(&project);
+    // Every charge is explained as of its epoch, though the files of then are gone.
+    for charge in sql(project.path(), "SELECT charge_id FROM charges ORDER BY epoch LIMIT 3") {
+        let explained: Value = serde_json::from_str(&ok(&["explain", "charge", &charge, "-C", project.text(), "--format", "json"])).unwrap();
+        assert_eq!(explained["recomputed"]["equal"], true, "{explained}");
+        assert!(!explained["events"].as_array().unwrap().is_empty(), "{explained}");
+    }
     // A start reads everything that it needs, too.
     std::fs::remove_dir_all(project.path().join("log/dedup")).unwrap();
     let engine = Engine::start(project.path());

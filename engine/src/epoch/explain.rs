@@ -199,7 +199,7 @@ impl ChargeExplainer {
         let runtime = runtime(&limits)?;
         let (authority, store) = lake.root_store();
         runtime.register_object_store(&authority, store);
-        let ledger = table(&lake, &schema, "charges", completion.versions.charges).await?;
+        let ledger = table(&lake, &schema, "charges").await?.with_rows(col("epoch").lt_eq(lit(completion.epoch)));
         Ok(Self { lake, ledger, project: Arc::new(project), schema, runtime, limits })
     }
 
@@ -310,16 +310,16 @@ impl ChargeExplainer {
         let missing = |message: String| ExplainError::NotRated { charge_id: text_or(charge, "charge_id"), epoch, message };
         let completion = read::<Completion>(&self.lake, &completion_name(epoch)).await?;
         let completion = completion.ok_or_else(|| missing("the record of the epoch is not in the lake any more".to_owned()))?;
-        let versions = &completion.versions;
-        let at = |name: &'static str, version: u64| table(&self.lake, &self.schema, name, version);
-        let gone = |error: EpochError| missing(format!("{error} (the version may have been removed)"));
+        // Rows are only ever added: the files of that version may be joined and gone, its rows are there.
+        let logged = || col("log_position").lt(lit(completion.state.position));
+        let at = |name: &'static str| table(&self.lake, &self.schema, name);
         let tables = Tables {
-            usage: at("usage", versions.usage).await.map_err(gone)?,
-            rejected: at("rejected", versions.rejected).await.map_err(gone)?,
-            files: at("files", versions.files).await.map_err(gone)?,
-            charges: at("charges", versions.charges).await.map_err(gone)?,
-            changes: at("changes", versions.changes).await.map_err(gone)?,
-            adopted: at("adopted", versions.adopted).await.map_err(gone)?,
+            usage: at("usage").await?.with_rows(logged()),
+            rejected: at("rejected").await?.with_rows(logged()),
+            files: at("files").await?,
+            charges: at("charges").await?.with_rows(col("epoch").lt_eq(lit(epoch))),
+            changes: at("changes").await?.with_rows(logged()),
+            adopted: at("adopted").await?.with_rows(logged()),
         };
         let context = session(Arc::clone(&self.runtime), &self.limits);
         let changes = Changes::load(&context, &tables.changes, &self.schema, &completion.state.waiting).await.map_err(EpochError::from)?;
@@ -406,11 +406,10 @@ impl ChargeExplainer {
     }
 }
 
-async fn table(lake: &Lake, schema: &UsageSchema, name: &'static str, version: u64) -> Result<LakeTable, EpochError> {
+async fn table(lake: &Lake, schema: &UsageSchema, name: &'static str) -> Result<LakeTable, EpochError> {
     let missing = || LakeError::File { path: name.to_owned(), message: "the table is not there".to_owned() };
     let spec = table_specs(schema).into_iter().find(|spec| spec.name == name).ok_or_else(missing)?;
-    let table = LakeTable::open(lake, spec.name, spec.partitions).await?.ok_or_else(missing)?;
-    Ok(table.at_version(version).await?)
+    Ok(LakeTable::open(lake, spec.name, spec.partitions).await?.ok_or_else(missing)?)
 }
 
 fn window_of(rule: &Rule, charge: &RecordBatch) -> RuleWindow {

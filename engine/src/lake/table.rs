@@ -16,6 +16,10 @@ use std::sync::Arc;
 use arrow::array::RecordBatch;
 use arrow::datatypes::{Field, Schema, SchemaRef};
 use datafusion::catalog::TableProvider;
+use datafusion::common::TableReference;
+use datafusion::datasource::provider_as_source;
+use datafusion::logical_expr::LogicalPlanBuilder;
+use datafusion::prelude::Expr;
 use deltalake_core::datafile::writer::{DeltaWriter, WriterConfig};
 use deltalake_core::delta_datafusion::{DeltaScanConfig, DeltaScanNext};
 use deltalake_core::kernel::engine::arrow_conversion::{TryIntoArrow, TryIntoKernel};
@@ -29,6 +33,7 @@ use deltalake_core::table::config::TableProperty;
 use deltalake_core::{DeltaTable, DeltaTableError};
 use parquet::basic::{Compression, ZstdLevel};
 use parquet::file::properties::WriterProperties;
+use ratemill_rules::OpaqueTable;
 
 use super::{Lake, LakeError};
 use crate::failpoint::Failpoint;
@@ -61,6 +66,8 @@ pub struct LakeTable {
     name: &'static str,
     table: DeltaTable,
     partitions: &'static [&'static str],
+    /// Of its rows, those that are read.
+    rows: Option<Expr>,
 }
 
 /// Rows of a Parquet row group.
@@ -92,7 +99,7 @@ impl LakeTable {
                     .await;
                 Failpoint::TableCreated.reached();
                 match created {
-                    Ok(table) => Ok(Self { name: spec.name, table, partitions: spec.partitions }),
+                    Ok(table) => Ok(Self { name: spec.name, table, partitions: spec.partitions, rows: None }),
                     // Another attempt may have created it in between.
                     Err(error) => Self::open(lake, spec.name, spec.partitions).await?.ok_or_else(|| delta(error)),
                 }
@@ -110,7 +117,7 @@ impl LakeTable {
             return Ok(None);
         }
         match table.load().await {
-            Ok(()) => Ok(Some(Self { name, table, partitions })),
+            Ok(()) => Ok(Some(Self { name, table, partitions, rows: None })),
             Err(DeltaTableError::NotATable(_)) => Ok(None),
             Err(error) => Err(delta(name, error)),
         }
@@ -162,6 +169,12 @@ impl LakeTable {
         self.name
     }
 
+    /// The same table of which only these rows are read: as it was when it had no others, though files of then are gone.
+    #[must_use]
+    pub fn with_rows(self, rows: Expr) -> Self {
+        Self { rows: Some(rows), ..self }
+    }
+
     /// The loaded version.
     #[must_use]
     pub fn version(&self) -> u64 {
@@ -183,7 +196,13 @@ impl LakeTable {
     /// # Errors
     /// [`LakeError::Delta`].
     pub fn provider(&self) -> Result<Arc<dyn TableProvider>, LakeError> {
-        Ok(Arc::new(self.scan()?))
+        let scan: Arc<dyn TableProvider> = Arc::new(self.scan()?);
+        let Some(rows) = &self.rows else { return Ok(scan) };
+        let schema = scan.schema();
+        let plan = LogicalPlanBuilder::scan(TableReference::bare(self.name), provider_as_source(scan), None)
+            .and_then(|all| all.filter(rows.clone())?.build())
+            .map_err(|error| delta(self.name, error.into()))?;
+        Ok(Arc::new(OpaqueTable::new(schema, plan)))
     }
 
     fn scan(&self) -> Result<DeltaScanNext, LakeError> {
