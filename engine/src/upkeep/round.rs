@@ -10,7 +10,7 @@ use serde::Serialize;
 use tokio::sync::{mpsc, oneshot};
 
 use super::compaction::{Eagerness, groups};
-use super::retention::{abandoned_checkpoints, old_epochs};
+use super::retention::{OldEpochs, abandoned_checkpoints};
 use super::settings::UpkeepSettings;
 use crate::epoch::{RUNNING_CHARGES, latest_completion};
 use crate::lake::{Lake, LakeError, LakeTable, TableChange};
@@ -189,13 +189,13 @@ impl Round {
     async fn clean_folders(&self, report: &mut UpkeepReport) -> Result<(), LakeError> {
         let clock = time::now();
         let latest = latest_completion(&self.lake).await?.map_or(0, |completion| completion.epoch);
-        let epochs = old_epochs(&self.lake, latest, clock.saturating_sub(self.settings.keep_epochs)).await?;
+        let epochs = OldEpochs::find(&self.lake, latest, clock.saturating_sub(self.settings.keep_epochs)).await?;
         let checkpoints = abandoned_checkpoints(&self.lake, clock).await?;
         if !report.dry_run {
-            self.lake.remove_all(&epochs).await?;
+            epochs.remove(&self.lake).await?;
             self.lake.remove_all(&checkpoints).await?;
         }
-        report.epoch_files_removed = epochs.len();
+        report.epoch_files_removed = epochs.files.len();
         report.checkpoint_files_removed = checkpoints.len();
         Ok(())
     }

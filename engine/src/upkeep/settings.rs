@@ -19,7 +19,7 @@ pub struct UpkeepConfig {
     pub checkpoint: u64,
     /// How long data files stay that were joined or replaced.
     pub keep_files: String,
-    /// How long manifests and completion records of epochs stay.
+    /// How long manifests and completion records stay of epochs that published nothing.
     pub keep_epochs: String,
 }
 
@@ -31,7 +31,7 @@ impl Default for UpkeepConfig {
             files: 8,
             checkpoint: 50,
             keep_files: "7 days".to_owned(),
-            keep_epochs: "30 days".to_owned(),
+            keep_epochs: "7 days".to_owned(),
         }
     }
 }
@@ -51,7 +51,7 @@ pub struct UpkeepSettings {
     pub keep_seconds: u64,
     /// Seconds that those of `running_charges` stay, whose old versions nobody asks for.
     pub keep_running_seconds: u64,
-    /// Time that manifests and completion records stay, µs.
+    /// Time that manifests and completion records stay of epochs that published nothing, µs.
     pub keep_epochs: i64,
 }
 
