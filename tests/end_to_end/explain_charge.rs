@@ -118,9 +118,10 @@ fn prices_events_and_charges_behind_a_charge_are_named() {
 #[test]
 fn corrections_are_explained_as_they_were_rated() {
     let project = Project::with_http();
+    let usage = lines(&[kwh("a", "m1", "2026-09-03T10:00:00Z", "90"), kwh("b", "m1", "2026-09-04T10:00:00Z", "20")]);
+    let usage = project.write("usage.ndjson", &usage);
+    ok(&["rate", "-C", project.text(), "--usage", usage.to_str().unwrap(), "--to", "2026-10-01"]);
     let engine = Engine::start(project.path());
-    engine.send(&[kwh("a", "m1", "2026-09-03T10:00:00Z", "90"), kwh("b", "m1", "2026-09-04T10:00:00Z", "20")]);
-    wait("September is charged", || sql(project.path(), "SELECT count(*) FROM charges") == ["1"]);
     engine.send(&[kwh("c", "m1", "2026-09-05T10:00:00Z", "5")]);
     wait("late usage is charged", || sql(project.path(), "SELECT count(*) FROM charges") == ["3"]);
     engine.send(&[json!({"specversion": "1.0", "source": "office", "id": "void", "type": "ratemill.void", "data": {"target": {"source": "test", "id": "a"}}})]);
