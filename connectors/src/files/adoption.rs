@@ -1,6 +1,5 @@
 //! Adopting a Parquet file: its bytes are kept as they are, and only the keys of its rows are looked at.
 
-use std::ops::Range;
 use std::sync::Arc;
 
 use arrow::array::AsArray;
@@ -39,7 +38,8 @@ pub struct Adoption {
 struct Seen {
     group: usize,
     keys: Vec<EventKey>,
-    times: Range<i64>,
+    /// The earliest and the latest time.
+    times: Option<(i64, i64)>,
 }
 
 impl Adoption {
@@ -78,18 +78,15 @@ impl FileReader {
         let Some(seen) = seen else { return Ok(false) };
         let keys: Vec<EventKey> = seen.iter().flat_map(|seen| seen.keys.iter().copied()).collect();
         let rows = keys.len() as u64;
-        let (Some(time_min), Some(time_end)) =
-            (seen.iter().map(|seen| seen.times.start).min(), seen.iter().map(|seen| seen.times.end).max())
-        else {
-            return Ok(false);
-        };
+        let times = seen.iter().filter_map(|seen| seen.times).reduce(|(min, max), (earliest, latest)| (min.min(earliest), max.max(latest)));
+        let Some((time_min, time_max)) = times else { return Ok(false) };
         drop(seen);
         let file = AdoptedFile {
             content_hash: content_hash.to_owned(),
             bytes: bytes.len() as u64,
             rows,
             time_min,
-            time_max: time_end - 1,
+            time_max,
             columns: columns.as_ref().clone(),
         };
         // Where the log is full, the rows are read one by one, and wait there.
@@ -97,7 +94,7 @@ impl FileReader {
         match self.submit_adopted(none, AdoptedRows { file, keys }).await {
             Ok(receipt) if receipt.verdicts.iter().any(|verdict| verdict.conflict().is_some()) => Ok(false),
             Ok(_) => {
-                tally.add(&Tally { rows, rejected: 0, time_max: Some(time_end - 1) });
+                tally.add(&Tally { rows, rejected: 0, time_max: Some(time_max) });
                 self.count_rows(rows);
                 Ok(true)
             }
@@ -144,7 +141,7 @@ fn look_at(context: &DecodeContext, metadata: ArrowReaderMetadata, columns: &Ado
     let builder = ParquetRecordBatchReaderBuilder::new_with_metadata(bytes, metadata);
     let batches = builder.with_row_groups(vec![group]).with_projection(mask).with_batch_size(ROWS).build().ok()?;
     let time_limit = time::now().saturating_add(context.future_skew);
-    let mut seen = Seen { group, keys: Vec::new(), times: i64::MAX..i64::MIN };
+    let mut seen = Seen { group, keys: Vec::new(), times: None };
     for batch in batches {
         let usage = columns.to_usage(&batch.ok()?, &wanted, &[], 0).ok()?;
         if !all_good(&usage, time_limit) {
@@ -153,7 +150,8 @@ fn look_at(context: &DecodeContext, metadata: ArrowReaderMetadata, columns: &Ado
         seen.keys.append(&mut context.schema.keys(&usage, &context.hasher).ok()?);
         let times = usage.column_by_name("time")?.as_primitive::<TimestampMicrosecondType>();
         for time in times.values() {
-            seen.times = seen.times.start.min(*time)..seen.times.end.max(time + 1);
+            let (min, max) = seen.times.unwrap_or((*time, *time));
+            seen.times = Some((min.min(*time), max.max(*time)));
         }
     }
     Some(seen)
