@@ -109,7 +109,7 @@ impl Parser<'_> {
             }
             "ftruncate" => {
                 let path = self.below(described(arguments)?)?;
-                let length = arguments.rsplit_once(", ")?.1.trim_end_matches(')').parse().ok()?;
+                let length = last_number(arguments)?;
                 self.ops.push(Op::Truncate { path, length });
             }
             "fsync" | "fdatasync" => {
@@ -136,7 +136,7 @@ impl Parser<'_> {
         let (descriptor, _) = arguments.split_once('<')?;
         let bytes: Vec<u8> = strings(arguments).concat();
         let at = if name == "pwrite64" {
-            arguments.rsplit_once(", ")?.1.trim_end_matches(')').parse().ok()?
+            last_number(arguments)?
         } else {
             let next = self.offsets.entry(descriptor.to_owned()).or_default();
             *next += bytes.len();
@@ -169,6 +169,11 @@ fn described(text: &str) -> Option<String> {
     let (_, rest) = text.split_once('<')?;
     let (path, _) = rest.split_once('>')?;
     String::from_utf8(unhex(path)).ok()
+}
+
+/// The last argument; of a call that others interrupted, blanks stand around it.
+fn last_number(arguments: &str) -> Option<usize> {
+    arguments.rsplit_once(", ")?.1.trim_end_matches([')', ' ']).parse().ok()
 }
 
 /// All quoted strings.
