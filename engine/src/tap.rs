@@ -9,9 +9,23 @@ use arrow::datatypes::{DataType, Field, Schema};
 use arrow::error::ArrowError;
 use ratemill_rules::Rule;
 use ratemill_schemas::UsageSchema;
+use ratemill_schemas::time::format_instant;
+use serde::Serialize;
 
 use crate::log::{Frame, LogError, LogFollower};
 use crate::query::with_exact_texts;
+
+/// A file that became usage as it is.
+#[derive(Serialize)]
+struct AdoptedLine<'a> {
+    record: &'a str,
+    connector: Option<&'a str>,
+    content_hash: &'a str,
+    events: u64,
+    time_min: String,
+    time_max: String,
+    ingested_at: String,
+}
 
 /// Which records are shown.
 #[derive(Debug, Clone, Default)]
@@ -79,7 +93,34 @@ impl Tap {
         if let Some(stored) = frame.stored_changes(&self.schema)? {
             lines.extend(self.written("change", &stored, &changes, ["new_meter", "new_subject"])?);
         }
+        lines.extend(self.files(frame)?);
         Ok(lines)
+    }
+
+    /// Files that became usage as they are: their rows are not read, and so not told apart.
+    fn files(&self, frame: &Frame) -> Result<Vec<String>, ArrowError> {
+        let (header, wanted) = (&frame.header, &self.wanted);
+        if wanted.meter.is_some() || wanted.subject.is_some() || wanted.rule.is_some() {
+            return Ok(Vec::new());
+        }
+        let inputs: Vec<&str> = header.inputs.iter().map(|progress| progress.input.as_str()).collect();
+        if wanted.connector.as_deref().is_some_and(|name| !inputs.contains(&name)) {
+            return Ok(Vec::new());
+        }
+        let shown = header.adopted.iter().map(|adopted| {
+            let file = &adopted.file;
+            let events = file.rows.saturating_sub(adopted.left_out.len() as u64);
+            serde_json::to_string(&AdoptedLine {
+                record: "file",
+                connector: (inputs.len() == 1).then(|| inputs[0]),
+                content_hash: &file.content_hash,
+                events,
+                time_min: format_instant(file.time_min),
+                time_max: format_instant(file.time_max),
+                ingested_at: format_instant(header.ingested_at),
+            })
+        });
+        shown.collect::<Result<_, _>>().map_err(|error| ArrowError::ExternalError(error.into()))
     }
 
     fn rejected(&self, frame: &Frame) -> Result<Vec<String>, ArrowError> {

@@ -11,8 +11,14 @@ use crate::project::{Project, kwh, lines};
 use crate::servers::python;
 
 fn explain(folder: &Path, id: &str) -> Value {
-    let text = ok(&["explain", "charge", id, "-C", folder.to_str().unwrap(), "--format", "json", "--events", "100000"]);
-    serde_json::from_str(&text).unwrap()
+    explain_all(folder, &[id]).pop().unwrap()
+}
+
+/// Several charges, in their order.
+fn explain_all(folder: &Path, ids: &[&str]) -> Vec<Value> {
+    let options = ["-C", folder.to_str().unwrap(), "--format", "json", "--events", "100000"];
+    let text = ok(&[&["explain", "charge"], ids, &options].concat());
+    serde_json::Deserializer::from_str(&text).into_iter().map(Result::unwrap).collect()
 }
 
 fn decimal(value: &Value) -> Decimal {
@@ -40,9 +46,11 @@ fn every_charge_of_every_example_is_what_it_is_made_of() {
         ok(&[&["rate", "-C", project, "--usage", usage.to_str().unwrap()], options].concat());
         let charges = sql(copied.path(), "SELECT charge_id, rule FROM charges ORDER BY 2, 1");
         assert!(charges.len() > 10, "{name}");
-        for line in charges {
-            let (id, rule) = line.split_once(',').unwrap();
-            let explained = explain(copied.path(), id);
+        let charges: Vec<(&str, &str)> = charges.iter().map(|line| line.split_once(',').unwrap()).collect();
+        let ids: Vec<&str> = charges.iter().map(|(id, _)| *id).collect();
+        let all = explain_all(copied.path(), &ids);
+        assert_eq!(all.len(), ids.len());
+        for ((id, rule), explained) in charges.into_iter().zip(all) {
             let said = format!("{name} {rule}: {explained:#}");
             assert_eq!(explained["recomputed"]["equal"], true, "{said}");
             assert_eq!(explained["charge"]["charge_id"], id, "{said}");

@@ -10,11 +10,12 @@ use crate::epoch::{ChargeExplanation, EpochError, ExplainError};
 use crate::pipeline::{open_explainer, shown};
 use crate::query::QueryError;
 
-/// `ratemill explain charge ID`
+/// `ratemill explain charge ID…`
 #[derive(Debug, Args)]
 pub(super) struct ExplainCharge {
-    /// The charge_id, or its first eight characters and more.
-    id: String,
+    /// The charge_id, or its first eight characters and more; of several charges one after the other.
+    #[arg(required = true, value_name = "ID")]
+    ids: Vec<String>,
     #[command(flatten)]
     project: Project,
     /// How it is written.
@@ -38,18 +39,21 @@ impl ExplainCharge {
         let Some(explainer) = open_explainer(folder, &shown(folder)).await? else {
             return Err(QueryError::Empty(shown(folder)).into());
         };
-        let explained = explainer.explain(&self.id, self.events).await.map_err(failure)?;
-        match self.format {
-            Format::Json => println!("{}", serde_json::to_string_pretty(&explained).map_err(Failure::failed)?),
-            Format::Text => print!("{}", text(&explained)),
+        let mut wrong = Vec::new();
+        for (index, id) in self.ids.iter().enumerate() {
+            let explained = explainer.explain(id, self.events).await.map_err(failure)?;
+            match self.format {
+                Format::Json => println!("{}", serde_json::to_string_pretty(&explained).map_err(Failure::failed)?),
+                Format::Text => print!("{}{}", if index == 0 { "" } else { "\n" }, text(&explained)),
+            }
+            let recomputed = &explained.recomputed;
+            if !recomputed.equal {
+                let now = recomputed.recomputed_amount.as_deref().unwrap_or("no such charge");
+                let stored = &recomputed.stored_amount;
+                wrong.push(format!("the ledger has {stored} for charge {}, rated again it is {now}", explained.explains));
+            }
         }
-        let recomputed = &explained.recomputed;
-        if recomputed.equal {
-            return Ok(());
-        }
-        let now = recomputed.recomputed_amount.as_deref().unwrap_or("no such charge");
-        let message = format!("the ledger has {} for charge {}, rated again it is {now}", recomputed.stored_amount, explained.explains);
-        Err(Failure::mismatch(message))
+        if wrong.is_empty() { Ok(()) } else { Err(Failure::mismatch(wrong.join("; "))) }
     }
 }
 
