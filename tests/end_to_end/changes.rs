@@ -107,11 +107,12 @@ fn expected(cases: &[Case]) -> (Vec<String>, Vec<String>) {
 
 const EVENTS: &str = "SELECT source, id, meter, subject, time, quantity FROM TABLE ORDER BY id";
 
+/// Up to the last event: a live engine goes on with the weeks after it as the clock does.
 fn net_by_window(project: &Project) -> Vec<String> {
     sql(
         project.path(),
         "SELECT rule, customer_id, item, window_start, sum(amount), sum(quantity) FROM charges
-         GROUP BY rule, customer_id, item, window_start HAVING sum(amount) <> 0 ORDER BY 1, 2, 3, 4",
+         WHERE window_start < '2026-11-16T00:00:00Z' GROUP BY rule, customer_id, item, window_start HAVING sum(amount) <> 0 ORDER BY 1, 2, 3, 4",
     )
 }
 

@@ -183,7 +183,7 @@ impl Case {
         }
         match provenance::traced(&self, random).await? {
             Traced::Nothing => {}
-            Traced::Traced => folded.traced += 1,
+            Traced::Found => folded.traced += 1,
             Traced::Enough => folded.rated_from_events += 1,
         }
         match unrated::told(&self, &expected).await? {

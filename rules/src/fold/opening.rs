@@ -155,7 +155,7 @@ impl Carry {
             }
         }
         let mut last: Vec<(Row<'_>, (usize, usize))> = last.into_iter().collect();
-        last.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
+        last.sort_unstable_by_key(|(key, _)| *key);
         let last: Vec<(usize, usize)> = last.into_iter().map(|(_, at)| at).collect();
         picked(&self.schema, batches, &last)
     }

@@ -37,8 +37,8 @@ const NOT_MONOTONE: [&str; 18] = [
 pub(super) enum Traced {
     /// There is no charge.
     Nothing,
-    /// It was traced.
-    Traced,
+    /// It was found in its events.
+    Found,
     /// And rated again from its events.
     Enough,
 }
@@ -65,7 +65,7 @@ pub(super) async fn traced(case: &Case, random: &mut Random) -> Result<Traced, S
         return Err(format!("not traced: {failed:?}"));
     }
     if !found.notes.is_empty() || NOT_MONOTONE.iter().any(|shape| case.shapes.contains(shape)) {
-        return Ok(Traced::Traced);
+        return Ok(Traced::Found);
     }
     let events: HashSet<(&str, &str)> = found.events.iter().map(|event| (event.source.as_str(), event.id.as_str())).collect();
     let text = |name: &str| case.usage.column_by_name(name).unwrap().as_string::<i32>();
