@@ -60,7 +60,7 @@ fn groups(project: &Project) -> Vec<String> {
             (_, true) => "published",
             _ => "open",
         };
-        let reason = group["reason"].as_str().unwrap().split(" with c.valid_from").next().unwrap().to_owned();
+        let reason = group["reason"].as_str().unwrap().split(" with ").next().unwrap().to_owned();
         let text = |name: &str| group[name].as_str().map_or_else(|| group[name].to_string(), str::to_owned);
         let example = group["examples"][0]["id"].as_str().unwrap();
         format!("{} | {reason} | {state} | {} {} {} | {example}", text("rule"), text("events"), text("subjects"), text("quantity"))
@@ -83,7 +83,7 @@ const ALL: [&str; 6] = [
     "energy | no row of contracts | STATE | 1 1 1 | ended",
     "energy | no row of contracts | STATE | 3 2 8.5 | unknown",
     "energy | no row of prices | STATE | 1 1 1 | unpriced",
-    "energy | not c.plan <> 'paused' | STATE | 1 1 1 | paused",
+    "energy | not c.plan != 'paused' | STATE | 1 1 1 | paused",
     "null | no rule | open | 1 1 3 | no rule",
     "",
 ];
@@ -152,7 +152,7 @@ fn when_the_missing_row_arrives_usage_is_charged_once_and_nobody_asked() {
     audit_is_clean(&project);
     assert_eq!(
         groups(&project),
-        ["energy | not c.plan <> 'paused' | published | 1 1 1 | paused", "null | no rule | open | 1 1 3 | no rule"]
+        ["energy | not c.plan != 'paused' | published | 1 1 1 | paused", "null | no rule | open | 1 1 3 | no rule"]
     );
     // Nothing twice, however often it starts.
     let after = sql(project.path(), "SELECT count(*) FROM charges");
@@ -177,8 +177,8 @@ fn where_other_charges_would_change_mended_usage_waits() {
     let found = groups(&project);
     assert!(found.contains(&"energy | no row of contracts | waits | 2 1 4.5 | unknown".to_owned()), "{found:?}");
     assert!(found.contains(&"energy | no row of contracts | published | 1 1 4 | unknown other".to_owned()), "{found:?}");
-    // A person has it rated anew.
-    ok(&["rate", "-C", project.text(), "--re-rate", "--from", "2026-09-01", "--to", "2026-10-01"]);
+    // A person posts both.
+    ok(&["apply", "-C", project.text()]);
     assert_eq!(net(&project), ["cust-1,Energy,2026-09,EUR,10,9", "cust-9,Energy,2026-09,EUR,4.5,6.8"]);
     audit_is_clean(&project);
     assert!(!groups(&project).iter().any(|group| group.contains("waits")));

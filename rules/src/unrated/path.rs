@@ -465,7 +465,7 @@ fn text(condition: &Expr) -> String {
             other => Transformed::no(other),
         })
     });
-    shown.data().map_or_else(|_| condition.to_string(), |shown| shown.human_display().to_string())
+    shown.data().map_or_else(|_| condition.to_string(), |shown| shown.to_string())
 }
 
 fn literal(value: &ScalarValue) -> String {

@@ -111,10 +111,10 @@ async fn the_first_step_that_loses_an_event_is_named() {
         JOIN prices p ON p.plan = c.plan AND p.item = 'calls'
         WHERE u.meter = 'calls' AND c.status = 'active' AND u.quantity > 1
         GROUP BY c.customer_id";
-    let validity = "c.valid_from <= u.time AND c.valid_to IS NULL OR u.time < c.valid_to";
     let found = lost("window = 'month'", query).await;
     assert_eq!(found["unknown"], "no row of contracts");
-    assert!(found["ended"].starts_with("no row of contracts with c.valid_from <= u.time AND "), "{} {validity}", found["ended"]);
+    let ended = &found["ended"];
+    assert!(ended.starts_with("no row of contracts with ") && ended.contains("c.valid_from") && ended.contains("c.valid_to"), "{ended}");
     assert_eq!(found["october"], found["ended"]);
     assert_eq!(found["unpriced"], "no row of prices with p.item = 'calls'");
     assert_eq!(found["blocked"], "not c.status = 'active'");
@@ -189,7 +189,6 @@ async fn a_rule_that_cannot_be_analysed_says_so() {
         "SELECT u.subject AS customer_id, u.id AS item, u.quantity AS amount, 'EUR' AS currency FROM usage u ORDER BY u.time, u.id LIMIT 3";
     let project = project("window = 'month'", query).await;
     let usage = usage(&project.usage, &EVENTS);
-    let windows = project.rules[0].rated_between(&project.reference, parse_instant("2026-09-01T00:00:00Z").unwrap(), i64::MAX / 4);
-    let error = Claims::of(&evaluator(&project, &usage), &project.rules[0], Places::of(windows.unwrap_or_default())).await.unwrap_err();
+    let error = Claims::of(&evaluator(&project, &usage), &project.rules[0], Places::default()).await.unwrap_err();
     assert_eq!(error.to_string(), "it runs window by window: LIMIT counts the rows of all windows together");
 }
