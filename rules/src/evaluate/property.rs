@@ -110,7 +110,7 @@ async fn lifted_is_one_by_one() {
         assert!(folded.traced > 20 && folded.rated_from_events > 10, "too few charges were traced: {folded:?}");
         for outcome in [unrated::LOST, unrated::SAME] {
             let times = folded.unrated.iter().filter(|(found, _)| found.contains(outcome)).map(|(_, times)| times).sum::<usize>();
-            assert!(times * 20 > usize::try_from(cases).unwrap(), "only {times} of {cases} cases: {outcome}");
+            assert!(times * 50 > usize::try_from(cases).unwrap(), "only {times} of {cases} cases: {outcome}");
         }
         let useful = count("charges");
         assert!(useful * 2 > usize::try_from(cases).unwrap(), "only {useful} of {cases} cases charged anything");

@@ -16,17 +16,21 @@ pub(super) const LOST: &str = "usage is lost";
 /// The charges without usage that is not rated are the same.
 pub(super) const SAME: &str = "charges are those of rated usage";
 
-/// What lets usage that is not claimed matter.
-const MORE: [&str; 11] = [
+/// What lets usage matter that is not rated: a test whether there is any, an outer join that lacks it, and what was before.
+const MORE: [&str; 15] = [
     "anti join",
     "carry",
     "charges of another rule",
     "earlier charges",
     "exists",
+    "full join",
     "in",
+    "left join",
     "mark join",
     "not exists",
     "not in",
+    "reference LEFT JOIN usage",
+    "right join",
     "semi join",
     "set comparison",
 ];
