@@ -78,7 +78,7 @@ fn print(report: &UnratedReport) -> Result<(), Failure> {
         println!("{}", rows_of_texts(["source", "id", "subject", "meter", "time", "quantity", "rule", "reason"], &rows)?);
     }
     if report.groups.iter().any(|group| group.waits) {
-        eprintln!("what waits is rated by present reference data, which change other charges of a published window, too");
+        eprintln!("what waits is rated by present reference data, which change other charges, too: `ratemill apply` posts both");
     }
     Ok(())
 }

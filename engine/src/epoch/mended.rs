@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use arrow::array::{AsArray, RecordBatch};
 use arrow::util::display::{ArrayFormatter, FormatOptions};
 use datafusion::catalog::TableProvider;
+use ratemill_rules::reference::Times;
 use ratemill_rules::unrated::{Fate, NotAnalysed, Places};
 use ratemill_rules::{Claims, Rule, RuleProject, RuleWindow};
 use ratemill_schemas::{Window, time};
@@ -28,6 +29,7 @@ use super::manifest::{Manifest, WindowTask};
 use super::rate::evaluate_apart;
 use super::run::{EpochError, EpochReport, Epochs};
 use super::unrated::{Parts, PublishedGroup, Suspense, identity, subject_and_time};
+use super::versions::reference_files;
 use crate::lake::LakeError;
 use crate::ledger::{in_force_only, net};
 
@@ -155,10 +157,14 @@ impl Epochs {
                     continue;
                 }
             };
+            self.keep_touched(&mut group).await?;
             let all = group.windows.len();
             let is_pending = |window: &RuleWindow| self.state.pending.iter().any(|task| task.rule == group.rule && task.window == *window);
             group.windows.retain(|window| !is_pending(window));
             found.incomplete |= group.windows.len() < all;
+            if group.windows.is_empty() {
+                continue;
+            }
             if let Err(reason) = self.look_at(&suspense, &group, from, &mut found).await? {
                 tracing::warn!(rule = group.rule, version = group.rule_version, %reason, "unrated usage is not known");
             }
@@ -172,6 +178,17 @@ impl Epochs {
         }
         found.tasks = tasks;
         Ok(found)
+    }
+
+    /// Leaves out the windows for which present reference data are as those that published them.
+    async fn keep_touched(&self, group: &mut PublishedGroup) -> Result<(), EpochError> {
+        let files = reference_files(&self.lake, &group.reference_version).await?;
+        let touched = match (files, group.rule()) {
+            (Some(files), Ok(rule)) => self.project.touched(rule, &self.project.reference.changes_from(&files)),
+            _ => Times::always(),
+        };
+        group.windows.retain(|window| touched.touch(window.window));
+        Ok(())
     }
 
     async fn look_at(
@@ -271,7 +288,7 @@ impl Epochs {
                         rule = rule.name,
                         window = %rated,
                         customer = other,
-                        "usage that was unrated is rated by present reference data, but they change charges of others in this published window, too: it waits; see `ratemill unrated`"
+                        "usage that was unrated is rated by present reference data, but they change charges of others in this published window, too: it waits for `ratemill apply`"
                     );
                 }
             }

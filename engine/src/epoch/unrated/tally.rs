@@ -64,7 +64,8 @@ pub struct UnratedGroup {
     pub lost_by: Reason,
     /// Whether charges of the window are published.
     pub published: bool,
-    /// Whether present reference data would rate it, but would change other published charges, too.
+    /// Whether present reference data would rate it, but would change other published charges, too: it waits
+    /// for `ratemill apply`.
     pub waits: bool,
     /// How many events.
     pub events: u64,
