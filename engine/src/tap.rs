@@ -77,7 +77,7 @@ impl Tap {
     /// # Errors
     /// [`LogError`].
     pub fn lines(&mut self) -> Result<Option<Vec<String>>, LogError> {
-        let Some(frame) = self.follower.next()? else { return Ok(None) };
+        let Some(frame) = self.follower.next_frame()? else { return Ok(None) };
         self.shown(&frame).map(Some).map_err(|source| LogError::Arrow { path: "tap".into(), source })
     }
 

@@ -131,7 +131,8 @@ fn a_power_cut_at_any_moment_loses_nothing_that_was_acknowledged() {
     let dedup = Path::new("log/dedup");
     let is_log = |path: &Path| path.extension().is_some_and(|extension| extension == "log");
     let is_folder = |path: &Path| path.extension().is_none();
-    let kinds: [(&str, bool, &dyn Fn(&Path) -> bool); 7] = [
+    type Kind<'k> = (&'k str, bool, &'k dyn Fn(&Path) -> bool);
+    let kinds: [Kind<'_>; 7] = [
         ("frames of the log", true, &|path| is_log(path)),
         ("names of segments", true, &|path| path == Path::new("log")),
         ("names of log and lake", true, &|path| path == Path::new("")),

@@ -190,7 +190,8 @@ fn old_files_are_removed_and_what_readers_need_stays() {
     audit(&project);
     // Every charge is explained as of its epoch, though the files of then are gone.
     for charge in sql(project.path(), "SELECT charge_id FROM charges ORDER BY epoch LIMIT 3") {
-        let explained: Value = serde_json::from_str(&ok(&["explain", "charge", &charge, "-C", project.text(), "--format", "json"])).unwrap();
+        let explained: Value =
+            serde_json::from_str(&ok(&["explain", "charge", &charge, "-C", project.text(), "--format", "json"])).unwrap();
         assert_eq!(explained["recomputed"]["equal"], true, "{explained}");
         assert!(!explained["events"].as_array().unwrap().is_empty(), "{explained}");
     }

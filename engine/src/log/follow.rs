@@ -72,7 +72,7 @@ impl LogFollower {
     ///
     /// # Errors
     /// [`LogError`].
-    pub fn next(&mut self) -> Result<Option<Frame>, LogError> {
+    pub fn next_frame(&mut self) -> Result<Option<Frame>, LogError> {
         loop {
             let Some(payload) = self.ready.pop_front() else {
                 if self.fill()? {
@@ -191,12 +191,12 @@ mod tests {
             message: "no id".to_owned(),
             raw: b"{}".to_vec(),
         };
-        let rejected = to_batch([("drop", &rejection)].into_iter()).unwrap();
+        let rejected = to_batch([("drop", &rejection)]).unwrap();
         Frame::new(None, Some(rejected), 0, vec![InputProgress { input: "drop".to_owned(), time_max: None }], Vec::new())
     }
 
     fn positions(follower: &mut LogFollower) -> Vec<i64> {
-        std::iter::from_fn(|| follower.next().unwrap()).map(|frame| frame.header.position).collect()
+        std::iter::from_fn(|| follower.next_frame().unwrap()).map(|frame| frame.header.position).collect()
     }
 
     #[test]
