@@ -10,11 +10,11 @@ use crate::running::running;
 /// What a subject had at the beginning of the month, and what came in it.
 const LEVELS: &str = "CREATE MATERIALIZED VIEW levels
 WITH (window = 'month', grace = '3650 days', effective_from = '2026-09-01', carry = 'subject, meter', fan_out = 'allowed') AS
-WITH levels AS (
+WITH events AS (
     SELECT o.subject, o.quantity FROM opening o WHERE o.meter = 'kwh'
     UNION ALL
     SELECT u.subject, u.quantity FROM usage u WHERE u.meter = 'kwh')
-SELECT l.subject AS customer_id, 'Level' AS item, sum(l.quantity) AS amount, 'EUR' AS currency FROM levels l GROUP BY l.subject";
+SELECT l.subject AS customer_id, 'Level' AS item, sum(l.quantity) AS amount, 'EUR' AS currency FROM events l GROUP BY l.subject";
 
 /// `customer month amount` of each running charge, in order.
 fn owed(engine: &Engine, query: &str) -> Vec<String> {

@@ -107,6 +107,7 @@ async fn lifted_is_one_by_one() {
         assert!(missing.is_empty(), "never came up: {missing:?}");
         let missing: Vec<&str> = folding::FOLDED.into_iter().filter(|shape| !folded.shapes.contains_key(shape)).collect();
         assert!(missing.is_empty(), "never folded: {missing:?}");
+        assert!(folded.told * 10 < folded.traced + folded.rated_from_events, "too many charges were not traced: {folded:?}");
         assert!(folded.traced > 20 && folded.rated_from_events > 10, "too few charges were traced: {folded:?}");
         for outcome in [unrated::LOST, unrated::SAME] {
             let times = folded.unrated.iter().filter(|(found, _)| found.contains(outcome)).map(|(_, times)| times).sum::<usize>();
@@ -124,6 +125,8 @@ struct Folded {
     reasons: BTreeMap<String, usize>,
     /// Charges that were traced, and those that were rated from their events alone, too.
     traced: usize,
+    /// Charges of which it was told that they cannot be traced.
+    told: usize,
     rated_from_events: usize,
     /// What came of the analysis of unrated usage.
     unrated: BTreeMap<String, usize>,
@@ -183,6 +186,7 @@ impl Case {
         }
         match provenance::traced(&self, random).await? {
             Traced::Nothing => {}
+            Traced::Told => folded.told += 1,
             Traced::Found => folded.traced += 1,
             Traced::Enough => folded.rated_from_events += 1,
         }

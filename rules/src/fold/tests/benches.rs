@@ -14,7 +14,7 @@ const EVENTS: &str = "
 
 #[tokio::test]
 async fn the_month_of_r1_is_folded() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../benches/r1/project");
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../benches/side_by_side/project");
     let read = |name: &str| std::fs::read_to_string(folder.join(name)).unwrap();
     let rows = [
         (
