@@ -456,6 +456,7 @@ mod tests {
         assert_eq!((beats.epochs.failed_in_a_row, beats.epochs.last_error.as_deref()), (1, Some("the store is away")));
         drop(beats);
         pulse.note_epochs(&[], Duration::from_secs(1));
-        assert_eq!((pulse.beats().epochs.failed, pulse.beats().epochs.failed_in_a_row), (1, 0));
+        let beats = pulse.beats();
+        assert_eq!((beats.epochs.failed, beats.epochs.failed_in_a_row), (1, 0));
     }
 }
