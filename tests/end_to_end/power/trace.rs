@@ -56,7 +56,8 @@ pub fn traced(file: &Path) -> Command {
 /// The operations in `text` on files below `root`, their paths relative to it. `text` is whole once the process is gone.
 pub fn parse(text: &str, root: &Path) -> Option<Vec<Op>> {
     let main = text.split(' ').next()?;
-    text.lines().rev().find(|line| line.starts_with(&format!("{main} +++")))?;
+    // Short process numbers are padded.
+    text.lines().rev().find(|line| line.strip_prefix(main).is_some_and(|rest| rest.trim_start().starts_with("+++")))?;
     let mut parser = Parser { root, offsets: HashMap::new(), ops: Vec::new() };
     let mut unfinished: HashMap<&str, &str> = HashMap::new();
     for line in text.lines() {
