@@ -90,7 +90,8 @@ fn sync_parent(path: &FilePath) -> io::Result<()> {
 fn write(folders: &Folders, path: &FilePath, payload: &PutPayload, create: bool) -> io::Result<()> {
     folders.create_parents(path)?;
     let mut temporary = path.as_os_str().to_owned();
-    temporary.push(format!("#{:016x}", rand::random::<u64>()));
+    // After a number sign and digits alone, listings of the store leave it out.
+    temporary.push(format!("#{}", rand::random::<u64>()));
     let temporary = PathBuf::from(temporary);
     let written = || -> io::Result<()> {
         let mut file = OpenOptions::new().create_new(true).write(true).open(&temporary)?;
