@@ -26,7 +26,7 @@ REFERENCE = {
     "tou_rates": "SELECT plan, band, adder FROM card ORDER BY plan, band",
 }
 SHAPE = "FORMAT parquet, COMPRESSION zstd, COMPRESSION_LEVEL 1"
-# A month later: with it the watermark has passed the end of October.
+# Weeks later: with it the watermark has passed the end of October and the grace.
 LAST = '{"specversion":"1.0","id":"end","source":"end","type":"end","subject":"end","time":"2026-11-20T00:00:00Z","data":{"value":0}}\n'
 
 
@@ -97,6 +97,7 @@ def put(file, drop):
 
 def stream(given, work):
     """The live engine, until the ledger has the month."""
+    shutil.copy(HERE / "stream.toml", work / "ratemill.toml")
     drop = work / "ndjson"
     drop.mkdir()
     log = open(work / "engine.stderr", "w")

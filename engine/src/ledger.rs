@@ -3,8 +3,9 @@
 pub mod chain;
 pub mod net;
 
-use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::num::NonZeroUsize;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use arrow::array::{
     Array, ArrayRef, AsArray, Decimal128Array, DynComparator, Int32Array, Int64Array, RecordBatch, StringArray, StringBuilder,
@@ -53,6 +54,9 @@ impl Posting {
     }
 }
 
+/// Bytes of a charge id, which is written in hexadecimal.
+const ID_BYTES: usize = 16;
+
 /// Rows of one batch of the ledger; texts of a batch are at most 2 GiB.
 const ROWS_MAX: usize = 1 << 18;
 
@@ -89,7 +93,32 @@ pub fn post(published: &RecordBatch, new: &RecordBatch, posting: &Posting) -> Re
     } else {
         differences(published, &old, new, posting)?
     };
-    entries.chunks(ROWS_MAX).map(|entries| build(entries, published, &old, new, posting)).collect()
+    in_parallel(entries.chunks(ROWS_MAX), |entries| build(entries, published, &old, new, posting))
+}
+
+/// Does the same with each part, on all cores; the results are in the order of the parts.
+fn in_parallel<P: Send, R: Send>(
+    parts: impl Iterator<Item = P>,
+    work: impl Fn(P) -> Result<R, ArrowError> + Sync,
+) -> Result<Vec<R>, ArrowError> {
+    let threads = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    let parts: Vec<P> = parts.collect();
+    if parts.len() < 2 || threads < 2 {
+        return parts.into_iter().map(work).collect();
+    }
+    let (waiting, done) = (Mutex::new(parts.into_iter().enumerate()), Mutex::new(BTreeMap::new()));
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                loop {
+                    let Some((number, part)) = waiting.lock().unwrap_or_else(PoisonError::into_inner).next() else { break };
+                    let result = work(part);
+                    done.lock().unwrap_or_else(PoisonError::into_inner).insert(number, result);
+                }
+            });
+        }
+    });
+    done.into_inner().unwrap_or_else(PoisonError::into_inner).into_values().collect()
 }
 
 fn differences(published: &RecordBatch, old: &RecordBatch, new: &RecordBatch, posting: &Posting) -> Result<Vec<Entry>, ArrowError> {
@@ -293,18 +322,22 @@ fn charge_ids(entries: &[Entry], old: &RecordBatch, new: &RecordBatch, posting: 
     for shared in [posting.rule.as_bytes(), &posting.window.start.to_le_bytes(), &posting.window.end.to_le_bytes()] {
         part(&mut of_window, shared);
     }
-    let (mut of_old, mut of_new) = (Identities::of(old), Identities::of(new));
-    let mut identity = String::new();
-    let mut ids = StringBuilder::with_capacity(entries.len(), entries.len() * 32);
-    for entry in entries {
-        let identities = if entry.reverses { &mut of_old } else { &mut of_new };
-        identities.write(entry.row, &mut identity);
-        let mut hash = of_window.clone();
-        part(&mut hash, identity.as_bytes());
-        part(&mut hash, &entry.revision.to_le_bytes());
-        ids.append_value(hex::encode(&hash.finalize()[..16]));
-    }
-    Arc::new(ids.finish())
+    let of_part = |entries: &[Entry]| {
+        let (mut of_old, mut of_new) = (Identities::of(old), Identities::of(new));
+        let (mut identity, mut id) = (String::new(), [0; ID_BYTES * 2]);
+        let mut ids = StringBuilder::with_capacity(entries.len(), entries.len() * id.len());
+        for entry in entries {
+            let identities = if entry.reverses { &mut of_old } else { &mut of_new };
+            identities.write(entry.row, &mut identity);
+            let mut hash = of_window.clone();
+            part(&mut hash, identity.as_bytes());
+            part(&mut hash, &entry.revision.to_le_bytes());
+            let written = hex::encode_to_slice(&hash.finalize()[..ID_BYTES], &mut id).is_ok();
+            ids.append_option(std::str::from_utf8(&id).ok().filter(|_| written));
+        }
+        ids.finish()
+    };
+    Arc::new(of_part(entries))
 }
 
 #[cfg(test)]

@@ -17,6 +17,7 @@ mod guards;
 mod inputs;
 mod lift;
 mod limits;
+mod memory_pool;
 mod opaque;
 mod options;
 mod plain;

@@ -8,7 +8,7 @@ use datafusion::common::Result;
 use datafusion::common::config::ConfigOptions;
 use datafusion::common::tree_node::{Transformed, TreeNode};
 use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
-use datafusion::execution::memory_pool::{FairSpillPool, TrackConsumersPool};
+use datafusion::execution::memory_pool::TrackConsumersPool;
 use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
 use datafusion::execution::session_state::SessionStateBuilder;
 use datafusion::execution::{SessionState, SessionStateDefaults};
@@ -17,6 +17,7 @@ use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::coop::CooperativeExec;
 use datafusion::prelude::{SessionConfig, SessionContext};
 
+use crate::memory_pool::SharedPool;
 use crate::{functions, planning};
 
 /// Memory, parallelism and time of sessions.
@@ -40,13 +41,13 @@ impl Default for SessionLimits {
     }
 }
 
-/// A runtime whose operators share one bounded memory pool and spill to the temporary folder.
+/// A runtime whose operators share one bounded memory pool and spill to the temporary folder when it is used up.
 ///
 /// # Errors
 /// When the temporary folder cannot be used.
 pub fn runtime(limits: &SessionLimits) -> Result<Arc<RuntimeEnv>> {
     let top = NonZeroUsize::MIN.saturating_add(4);
-    let pool = TrackConsumersPool::new(FairSpillPool::new(limits.memory_bytes), top);
+    let pool = TrackConsumersPool::new(SharedPool::new(limits.memory_bytes), top);
     RuntimeEnvBuilder::new()
         .with_memory_pool(Arc::new(pool))
         .with_disk_manager_builder(DiskManagerBuilder::default().with_mode(DiskManagerMode::OsTmpDirectory))

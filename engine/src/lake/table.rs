@@ -10,7 +10,7 @@ pub(super) use upkeep::delete_all;
 pub use upkeep::{DataFile, Rewrite, TableChange};
 
 use std::collections::HashMap;
-use std::num::NonZeroU64;
+use std::num::{NonZeroU64, NonZeroUsize};
 use std::sync::Arc;
 
 use arrow::array::RecordBatch;
@@ -34,6 +34,7 @@ use deltalake_core::{DeltaTable, DeltaTableError};
 use parquet::basic::{Compression, ZstdLevel};
 use parquet::file::properties::WriterProperties;
 use ratemill_rules::OpaqueTable;
+use tokio::task::JoinSet;
 
 use super::{Lake, LakeError};
 use crate::failpoint::Failpoint;
@@ -70,6 +71,8 @@ pub struct LakeTable {
     rows: Option<Expr>,
 }
 
+/// Rows of an append for which another core is used.
+const WRITER_ROWS: usize = 250_000;
 /// Rows of a Parquet row group.
 const ROW_GROUP_ROWS: usize = 1 << 20;
 /// Bytes of a data file, about.
@@ -268,15 +271,29 @@ impl LakeTable {
         Ok(Arc::new(arrow))
     }
 
+    /// Writes the files of an append; a large one is encoded on all cores, into files of their own.
     async fn write(&self, batches: &[RecordBatch], schema: &SchemaRef) -> Result<Vec<deltalake_core::kernel::Add>, LakeError> {
-        if batches.iter().all(|batch| batch.num_rows() == 0) {
-            return Ok(Vec::new());
+        let rows: usize = batches.iter().map(RecordBatch::num_rows).sum();
+        let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+        let writers = (rows / WRITER_ROWS).clamp(1, cores);
+        let mut writing = JoinSet::new();
+        for (number, batches) in deal(batches, rows.div_ceil(writers).max(1)).into_iter().enumerate() {
+            let conformed = batches.iter().map(|batch| self.conform(batch, schema)).collect::<Result<Vec<_>, _>>()?;
+            let mut writer = self.writer(schema)?;
+            writing.spawn(async move {
+                for batch in conformed {
+                    writer.write(&batch).await?;
+                }
+                writer.close().await.map(|files| (number, files))
+            });
         }
-        let mut writer = self.writer(schema)?;
-        for batch in batches {
-            writer.write(&self.conform(batch, schema)?).await.map_err(|error| delta(self.name, error))?;
+        let mut written = Vec::new();
+        while let Some(files) = writing.join_next().await {
+            let files = files.map_err(|error| DeltaTableError::generic(error.to_string())).flatten();
+            written.push(files.map_err(|error| delta(self.name, error))?);
         }
-        writer.close().await.map_err(|error| delta(self.name, error))
+        written.sort_unstable_by_key(|(number, _)| *number);
+        Ok(written.into_iter().flat_map(|(_, files)| files).collect())
     }
 
     fn writer(&self, schema: &SchemaRef) -> Result<DeltaWriter, LakeError> {
@@ -347,6 +364,26 @@ impl LakeTable {
             }
         }
     }
+}
+
+/// The rows in their order in parts of so many, each as slices of the batches; none without rows.
+fn deal(batches: &[RecordBatch], rows: usize) -> Vec<Vec<RecordBatch>> {
+    let mut parts: Vec<Vec<RecordBatch>> = Vec::new();
+    let mut free = 0;
+    for batch in batches {
+        let mut start = 0;
+        while start < batch.num_rows() {
+            if free == 0 {
+                parts.push(Vec::new());
+                free = rows;
+            }
+            let length = free.min(batch.num_rows() - start);
+            parts.last_mut().into_iter().for_each(|part| part.push(batch.slice(start, length)));
+            start += length;
+            free -= length;
+        }
+    }
+    parts
 }
 
 fn delta(table: &str, source: DeltaTableError) -> LakeError {

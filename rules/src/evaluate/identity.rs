@@ -70,9 +70,22 @@ impl<'a> Identities<'a> {
                 Values::Failed(column, error) if column.is_valid(row) => error.as_str(),
                 _ => continue,
             };
-            let _ = write!(text, "{name}={}:{value};", value.len());
+            text.push_str(name);
+            text.push('=');
+            push_number(text, value.len());
+            text.push(':');
+            text.push_str(value);
+            text.push(';');
         }
     }
+}
+
+/// Appends a length in decimal digits: formatting is the larger part of writing an identity.
+fn push_number(text: &mut String, number: usize) {
+    if number >= 10 {
+        push_number(text, number / 10);
+    }
+    text.push(char::from(b'0' + (number % 10) as u8));
 }
 
 impl std::fmt::Debug for Identities<'_> {

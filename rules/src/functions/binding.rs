@@ -4,25 +4,30 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::hash::{Hash, Hasher};
+use std::ops::Range;
 use std::sync::Arc;
 
 use arrow::array::{
-    Array, ArrayRef, AsArray, BooleanArray, Date32Array, Decimal128Array, DynComparator, Int64Array, ListArray, StructArray,
-    TimestampMicrosecondArray, make_comparator,
+    Array, ArrayRef, AsArray, BooleanArray, Date32Array, Decimal128Array, Int64Array, ListArray, StructArray, TimestampMicrosecondArray,
+    make_comparator,
 };
-use arrow::buffer::{NullBuffer, OffsetBuffer};
+use arrow::buffer::{Buffer, NullBuffer, OffsetBuffer};
 use arrow::compute::SortOptions;
 use arrow::datatypes::{DataType, Date32Type, Decimal128Type, Field, FieldRef, Fields, Int64Type, TimestampMicrosecondType};
-use datafusion::common::{Result, exec_datafusion_err, plan_err};
+use datafusion::common::{Result, exec_datafusion_err, exec_err, plan_err};
 use datafusion::logical_expr::{ColumnarValue, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, Volatility};
 use jiff::civil::Date;
 use jiff::tz::TimeZone;
-use ratemill_schemas::Decimal;
 use ratemill_schemas::decimal::DECIMAL;
 use ratemill_schemas::time::instant_type;
+use ratemill_schemas::{Decimal, WindowSpec};
 
 use super::arithmetic::is_exact_number;
 use crate::pricing::PricingError;
+use crate::pricing::days::Buckets;
+
+/// The zone where none is given.
+const UTC: &str = "UTC";
 
 /// What an argument or a result is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -140,7 +145,10 @@ pub(super) struct Row<'a> {
 /// What was read from texts and lists before: neighbouring rows mostly have the same.
 #[derive(Default)]
 pub(super) struct Parsed {
-    zones: RefCell<HashMap<String, TimeZone>>,
+    /// The zone that was read last, by its name.
+    zone: RefCell<Option<(String, TimeZone)>>,
+    /// The buckets that were read last, by the texts of length and zone.
+    buckets: RefCell<Option<([String; 2], Buckets)>>,
     lists: RefCell<HashMap<usize, LastList>>,
 }
 
@@ -148,8 +156,8 @@ pub(super) struct Parsed {
 struct LastList {
     row: usize,
     parsed: Arc<dyn std::any::Any + Send + Sync>,
-    /// Compares the lists of two rows, where their type can be compared.
-    comparator: Option<DynComparator>,
+    /// Whether the lists of two rows are the same, where their type can be compared.
+    same: Option<Same>,
 }
 
 impl Row<'_> {
@@ -199,14 +207,29 @@ impl Row<'_> {
 
     /// The zone of an IANA name.
     pub(super) fn zone(&self, index: usize) -> Result<TimeZone, PricingError> {
-        let name = self.text(index).unwrap_or("UTC");
-        let mut zones = self.parsed.zones.borrow_mut();
-        if let Some(zone) = zones.get(name) {
+        let name = self.text(index).unwrap_or(UTC);
+        let mut last = self.parsed.zone.borrow_mut();
+        if let Some((known, zone)) = last.as_ref()
+            && known == name
+        {
             return Ok(zone.clone());
         }
         let zone = ratemill_schemas::windows::zone(name)?;
-        zones.insert(name.to_owned(), zone.clone());
+        *last = Some((name.to_owned(), zone.clone()));
         Ok(zone)
+    }
+
+    /// Start of the bucket that holds `instant`; the length and the zone are arguments.
+    pub(super) fn bucket_start(&self, length: usize, zone: usize, instant: i64) -> Result<i64, PricingError> {
+        let texts = [self.text(length).unwrap_or_default(), self.text(zone).unwrap_or(UTC)];
+        let mut last = self.parsed.buckets.borrow_mut();
+        if let Some((known, buckets)) = last.as_mut()
+            && *known == texts
+        {
+            return buckets.start_of(instant);
+        }
+        let (_, buckets) = last.insert((texts.map(str::to_owned), Buckets::new(WindowSpec::parse(texts[0], self.zone(zone)?)?)));
+        buckets.start_of(instant)
     }
 
     /// A list as `read` makes it of its elements; the same list in the next row is not read again.
@@ -221,25 +244,53 @@ impl Row<'_> {
         let lists = self.arguments[index].as_list::<i32>();
         let mut known = self.parsed.lists.borrow_mut();
         if let Some(last) = known.get(&index)
-            && last.comparator.as_ref().is_some_and(|compare| compare(last.row, self.row).is_eq())
+            && last.same.as_ref().is_some_and(|same| same(last.row, self.row))
             && let Ok(parsed) = Arc::clone(&last.parsed).downcast::<T>()
         {
             return Ok(Some(parsed));
         }
         let list = lists.value(self.row);
         let parsed = Arc::new(read(&Elements { structs: list.as_struct() })?);
-        let last = LastList { row: self.row, parsed: Arc::<T>::clone(&parsed), comparator: comparator(known.remove(&index), lists) };
+        let same = known.remove(&index).map_or_else(|| same_lists(lists), |last| last.same);
+        let last = LastList { row: self.row, parsed: Arc::<T>::clone(&parsed), same };
         known.insert(index, last);
         Ok(Some(parsed))
     }
 }
 
-/// What compares an argument's lists: it is made once for all rows.
-fn comparator(last: Option<LastList>, lists: &ListArray) -> Option<DynComparator> {
-    match last {
-        Some(last) => last.comparator,
-        None => make_comparator(lists, lists, SortOptions::default()).ok(),
-    }
+/// Whether two rows of a list argument are the same list.
+type Same = Box<dyn Fn(usize, usize) -> bool>;
+
+/// Compares the bytes of lists whose members have a fixed width, else value by value. It is made once for all rows.
+fn same_lists(lists: &ListArray) -> Option<Same> {
+    let by_value = || {
+        let compare = make_comparator(lists, lists, SortOptions::default()).ok()?;
+        Some(Box::new(move |one, other| compare(one, other).is_eq()) as Same)
+    };
+    let members: Option<Vec<(Buffer, usize, Option<NullBuffer>)>> = match lists.values().as_struct_opt() {
+        Some(structs) if structs.null_count() == 0 => structs.columns().iter().map(fixed_width).collect(),
+        _ => None,
+    };
+    let Some(members) = members else { return by_value() };
+    let offsets = lists.offsets().clone();
+    Some(Box::new(move |one, other| {
+        let range = |row: usize| offsets[row] as usize..offsets[row + 1] as usize;
+        let (one, other) = (range(one), range(other));
+        one.len() == other.len()
+            && members.iter().all(|(bytes, width, nulls)| {
+                let of = |range: &Range<usize>| &bytes[range.start * width..range.end * width];
+                let null = |index: usize| nulls.as_ref().is_some_and(|nulls| nulls.is_null(index));
+                of(&one) == of(&other) && one.clone().zip(other.clone()).all(|(one, other)| null(one) == null(other))
+            })
+    }))
+}
+
+/// The bytes of the values of a column, their width, and which are null; `None` where values have no fixed width.
+fn fixed_width(column: &ArrayRef) -> Option<(Buffer, usize, Option<NullBuffer>)> {
+    let width = column.data_type().primitive_width()?;
+    let data = column.to_data();
+    let bytes = data.buffers().first()?.slice_with_length(data.offset() * width, data.len() * width);
+    Some((bytes, width, column.nulls().cloned()))
 }
 
 /// The elements of a list argument.
@@ -367,18 +418,16 @@ impl ScalarUDFImpl for Bound {
         let scalar = args.args.iter().all(|arg| matches!(arg, ColumnarValue::Scalar(_)));
         let rows = if scalar { 1 } else { args.number_rows };
         let arguments: Vec<ArrayRef> = args.args.into_iter().map(|arg| arg.into_array(rows)).collect::<Result<_>>()?;
-        let given: Vec<usize> = (0..arguments.len()).filter(|index| parameters[*index].2 == Need::Given).collect();
+        let given = arguments.iter().zip(*parameters).filter(|(_, (.., need))| *need == Need::Given).map(|(argument, _)| argument);
+        let missing = NullBuffer::union_many(given.map(|argument| argument.logical_nulls()).collect::<Vec<_>>().iter().map(Option::as_ref));
         let parsed = Parsed::default();
-        let values = (0..rows)
-            .map(|row| {
-                let missing = |index: &usize| arguments[*index].data_type().is_null() || arguments[*index].is_null(row);
-                if given.iter().any(missing) {
-                    return Ok(Value::Null);
-                }
-                call(&Row { arguments: &arguments, row, parsed: &parsed }).map_err(|error| exec_datafusion_err!("{name}: {error}"))
-            })
-            .collect::<Result<Vec<Value>>>()?;
-        let array = array(*result, &values);
+        let mut values = (0..rows).map(|row| {
+            if missing.as_ref().is_some_and(|missing| missing.is_null(row)) {
+                return Ok(Value::Null);
+            }
+            call(&Row { arguments: &arguments, row, parsed: &parsed }).map_err(|error| exec_datafusion_err!("{name}: {error}"))
+        });
+        let array = array(*result, &mut values)?;
         if scalar && array.len() == 1 {
             return Ok(ColumnarValue::Scalar(datafusion::common::ScalarValue::try_from_array(&array, 0)?));
         }
@@ -386,45 +435,45 @@ impl ScalarUDFImpl for Bound {
     }
 }
 
-/// Values of one kind as an array.
-fn array(kind: Kind, values: &[Value]) -> ArrayRef {
+/// Values of one kind as an array, up to the first error.
+fn array(kind: Kind, values: &mut dyn Iterator<Item = Result<Value>>) -> Result<ArrayRef> {
     macro_rules! collect {
         ($array:ty, $pattern:pat => $value:expr) => {
-            values.iter().map(|value| if let $pattern = value { Some($value) } else { None }).collect::<$array>()
+            values.map(|value| Ok(if let $pattern = value? { Some($value) } else { None })).collect::<Result<$array>>()?
         };
     }
-    match kind {
+    Ok(match kind {
         Kind::Number => Arc::new(collect!(Decimal128Array, Value::Number(number) => number.raw()).with_data_type(DECIMAL)),
-        Kind::Integer | Kind::Text => Arc::new(collect!(Int64Array, Value::Integer(number) => *number)),
-        Kind::Boolean => Arc::new(collect!(BooleanArray, Value::Boolean(value) => *value)),
-        Kind::Instant => Arc::new(collect!(TimestampMicrosecondArray, Value::Instant(instant) => *instant).with_timezone("UTC")),
-        Kind::Date => Arc::new(collect!(Date32Array, Value::Date(date) => days_of(*date))),
+        Kind::Integer | Kind::Text => Arc::new(collect!(Int64Array, Value::Integer(number) => number)),
+        Kind::Boolean => Arc::new(collect!(BooleanArray, Value::Boolean(value) => value)),
+        Kind::Instant => Arc::new(collect!(TimestampMicrosecondArray, Value::Instant(instant) => instant).with_timezone("UTC")),
+        Kind::Date => Arc::new(collect!(Date32Array, Value::Date(date) => days_of(date))),
         Kind::Dates => lists(values, &Arc::new(Field::new_list_field(DataType::Date32, true)), |rows| {
-            let dates: Vec<Value> = rows.iter().filter_map(|row| row.first().cloned()).collect();
-            array(Kind::Date, &dates)
-        }),
+            array(Kind::Date, &mut rows.iter().filter_map(|row| row.first().cloned()).map(Ok))
+        })?,
         Kind::List(members) => {
             let element = element(members);
-            let DataType::Struct(fields) = element.data_type().clone() else { return Arc::new(Int64Array::from(Vec::<i64>::new())) };
+            let DataType::Struct(fields) = element.data_type().clone() else { return exec_err!("{element} is no struct") };
             lists(values, &element, |rows| {
                 let columns = members
                     .iter()
                     .enumerate()
-                    .map(|(index, (_, kind))| {
-                        let column: Vec<Value> = rows.iter().map(|row| row.get(index).cloned().unwrap_or(Value::Null)).collect();
-                        array(*kind, &column)
-                    })
-                    .collect();
-                Arc::new(StructArray::new(fields.clone(), columns, None))
-            })
+                    .map(|(index, (_, kind))| array(*kind, &mut rows.iter().map(|row| Ok(row.get(index).cloned().unwrap_or(Value::Null)))));
+                Ok(Arc::new(StructArray::new(fields.clone(), columns.collect::<Result<_>>()?, None)))
+            })?
         }
-    }
+    })
 }
 
-fn lists(values: &[Value], element: &FieldRef, rows: impl Fn(&[&Vec<Value>]) -> ArrayRef) -> ArrayRef {
+fn lists(
+    values: &mut dyn Iterator<Item = Result<Value>>,
+    element: &FieldRef,
+    rows: impl Fn(&[&Vec<Value>]) -> Result<ArrayRef>,
+) -> Result<ArrayRef> {
+    let values: Vec<Value> = values.collect::<Result<_>>()?;
     let of = |value: &Value| if let Value::Rows(rows) = value { rows.len() } else { 0 };
     let all: Vec<&Vec<Value>> = values.iter().flat_map(|value| if let Value::Rows(rows) = value { rows.as_slice() } else { &[] }).collect();
     let offsets = OffsetBuffer::from_lengths(values.iter().map(of));
     let nulls: NullBuffer = values.iter().map(|value| matches!(value, Value::Rows(_))).collect();
-    Arc::new(ListArray::new(Arc::clone(element), offsets, rows(&all), Some(nulls)))
+    Ok(Arc::new(ListArray::new(Arc::clone(element), offsets, rows(&all)?, Some(nulls))))
 }

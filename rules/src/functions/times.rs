@@ -1,7 +1,6 @@
 //! Time in prices as SQL functions: proration, local calendars, tariffs by the time of day, calls.
 
 use jiff::civil::Date;
-use ratemill_schemas::WindowSpec;
 
 use super::binding::Kind::{self, Boolean, Dates, Instant, Integer, List, Number, Text};
 use super::binding::Need::{Given, Nullable, Optional};
@@ -180,10 +179,7 @@ pub(super) const FUNCTIONS: &[Definition] = &[
         name: "time_bucket",
         parameters: &[("instant", Instant, Given), ("length", Text, Given), ("timezone", Text, Optional)],
         result: Instant,
-        call: |row| {
-            let buckets = WindowSpec::parse(row.text(1).unwrap_or_default(), row.zone(2)?)?;
-            days::time_bucket(row.instant(0).unwrap_or_default(), &buckets).map(Value::Instant)
-        },
+        call: |row| row.bucket_start(1, 2, row.instant(0).unwrap_or_default()).map(Value::Instant),
     },
     Definition {
         name: "seconds_between",

@@ -3,7 +3,7 @@
 use jiff::civil::Date;
 use jiff::tz::TimeZone;
 use ratemill_schemas::time::{DAY, format_instant};
-use ratemill_schemas::{Decimal, WindowSpec};
+use ratemill_schemas::{Decimal, Window, WindowSpec};
 
 use super::clock::{SECOND, local_date, local_time, utc_offset};
 use super::{PricingError, backwards, calendar_days, computing};
@@ -69,9 +69,45 @@ fn days_touched(start: i64, end: i64, zone: &TimeZone) -> Result<i64, PricingErr
     Ok(calendar_days(local_date(start, zone)?, local_date(end - 1, zone)?) + 1)
 }
 
-/// Start of the bucket that holds `instant`.
-pub(crate) fn time_bucket(instant: i64, buckets: &WindowSpec) -> Result<i64, PricingError> {
-    Ok(buckets.window_of(instant)?.start)
+/// Buckets that are kept: the days of several years.
+const BUCKETS_KEPT: usize = 1024;
+
+/// Buckets of one length in one zone; those that were found are kept, since many instants share a few of them.
+#[derive(Debug)]
+pub(crate) struct Buckets {
+    spec: WindowSpec,
+    /// Ascending.
+    found: Vec<Window>,
+    last: usize,
+}
+
+impl Buckets {
+    pub(crate) fn new(spec: WindowSpec) -> Self {
+        Self { spec, found: Vec::new(), last: 0 }
+    }
+
+    /// Start of the bucket that holds `instant`.
+    pub(crate) fn start_of(&mut self, instant: i64) -> Result<i64, PricingError> {
+        if let Some(last) = self.found.get(self.last)
+            && last.contains(instant)
+        {
+            return Ok(last.start);
+        }
+        let place = self.found.partition_point(|bucket| bucket.end <= instant);
+        if let Some(found) = self.found.get(place)
+            && found.contains(instant)
+        {
+            self.last = place;
+            return Ok(found.start);
+        }
+        let bucket = self.spec.window_of(instant)?;
+        if self.found.len() >= BUCKETS_KEPT {
+            self.found.clear();
+        }
+        self.last = place.min(self.found.len());
+        self.found.insert(self.last, bucket);
+        Ok(bucket.start)
+    }
 }
 
 #[cfg(test)]
@@ -163,8 +199,21 @@ mod tests {
             ("2026-03-29T12:00:00Z", "day", "2026-03-28T23:00:00Z"),
             ("2026-03-31T22:00:00Z", "month", "2026-03-31T22:00:00Z"),
         ] {
-            let buckets = WindowSpec::parse(length, berlin()).unwrap();
-            assert_eq!(format_instant(time_bucket(at(instant), &buckets).unwrap()), start, "{instant} by {length}");
+            let mut buckets = Buckets::new(WindowSpec::parse(length, berlin()).unwrap());
+            assert_eq!(format_instant(buckets.start_of(at(instant)).unwrap()), start, "{instant} by {length}");
         }
+    }
+
+    #[test]
+    fn buckets_that_were_found_before_are_the_same() {
+        // Both nights on which the clocks change, backwards and forwards, and more buckets than are kept.
+        let spec = || WindowSpec::parse("day", zone("Europe/Berlin").unwrap()).unwrap();
+        let mut buckets = Buckets::new(spec());
+        let (first, step) = (at("2025-01-01T00:00:00Z"), 5 * 3600 * 1_000_000 + 1);
+        for number in (0..9000).rev().chain(0..9000).chain((0..9000).map(|number| number * 7919 % 9000)) {
+            let instant = first + number * step;
+            assert_eq!(buckets.start_of(instant).unwrap(), spec().window_of(instant).unwrap().start);
+        }
+        assert!(buckets.found.len() <= BUCKETS_KEPT);
     }
 }

@@ -1,7 +1,7 @@
 -- A line for each customer, meter and day: tiers on the quantity of the month up to that day, at the prices of that
 -- day's plan, and for kilowatt-hours an adder by the hour. A change of plan within the month does not reset the quantity.
 CREATE MATERIALIZED VIEW daily_lines
-WITH (window = 'month', timezone = 'UTC', effective_from = '2026-10-01', fan_out = 'allowed')
+WITH (window = 'month', timezone = 'UTC', effective_from = '2026-10-01', fan_out = 'allowed', grace = '3 days')
 AS
 WITH banded AS (
     SELECT u.subject, u.meter, time_bucket(u.time, 'day', 'UTC') AS day, h.band,
