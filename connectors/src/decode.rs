@@ -7,6 +7,7 @@ pub mod csv;
 mod fields;
 pub mod ndjson;
 pub mod parquet;
+mod quick;
 
 use std::sync::Arc;
 

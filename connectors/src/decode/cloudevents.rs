@@ -197,7 +197,8 @@ fn check(fields: Fields<'_>) -> Result<Fields<'_>, (Reason, String)> {
 /// Whether a media type is JSON: `application/json`, `text/json` or any `+json`.
 #[must_use]
 pub fn is_json(media_type: &str) -> bool {
-    media_type.parse::<mime::Mime>().is_ok_and(|mime| mime.subtype() == mime::JSON || mime.suffix() == Some(mime::JSON))
+    media_type == "application/json"
+        || media_type.parse::<mime::Mime>().is_ok_and(|mime| mime.subtype() == mime::JSON || mime.suffix() == Some(mime::JSON))
 }
 
 fn utf8(body: &[u8]) -> Result<&str, BodyError> {

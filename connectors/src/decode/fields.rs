@@ -7,8 +7,10 @@ use ratemill_schemas::Reason;
 use serde::de::{DeserializeSeed, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
+use super::quick;
+
 /// Most fields of one record.
-const FIELDS_MAX: usize = 512;
+pub(super) const FIELDS_MAX: usize = 512;
 
 /// A value with the text that it had: numbers are never read as floats.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,10 +58,10 @@ impl<'a> Value<'a> {
 }
 
 #[derive(Debug)]
-struct Entry<'a> {
-    prefix: Cow<'a, str>,
-    key: Cow<'a, str>,
-    value: Value<'a>,
+pub(super) struct Entry<'a> {
+    pub(super) prefix: Cow<'a, str>,
+    pub(super) key: Cow<'a, str>,
+    pub(super) value: Value<'a>,
 }
 
 impl Entry<'_> {
@@ -75,7 +77,25 @@ impl Entry<'_> {
     }
 
     fn name(&self) -> String {
-        if self.prefix.is_empty() { self.key.to_string() } else { format!("{}.{}", self.prefix, self.key) }
+        if self.prefix.is_empty() { self.key.to_string() } else { [&self.prefix, ".", &self.key].concat() }
+    }
+
+    /// The name of the field of the record itself that it is, or lies below.
+    fn top(&self) -> &str {
+        if self.prefix.is_empty() {
+            return &self.key;
+        }
+        match self.prefix.bytes().position(|byte| byte == b'.') {
+            Some(0) => &self.key,
+            Some(end) => &self.prefix[..end],
+            None => &self.prefix,
+        }
+    }
+
+    /// A bit for it among 64: of equal names it is the same.
+    fn bit(&self) -> u64 {
+        let sum = self.key.bytes().fold(self.prefix.len(), |sum, byte| sum.wrapping_mul(31).wrapping_add(usize::from(byte)));
+        1 << (sum % 61)
     }
 }
 
@@ -91,6 +111,20 @@ impl<'a> Fields<'a> {
     /// # Errors
     /// The reason and message of the rejection.
     pub fn parse(raw: &'a str, depth_max: usize) -> Result<Self, (Reason, String)> {
+        match Self::parse_quickly(raw, depth_max) {
+            Some(parsed) => parsed,
+            None => Self::parse_slowly(raw, depth_max),
+        }
+    }
+
+    /// The same where the object is plain.
+    pub(super) fn parse_quickly(raw: &'a str, depth_max: usize) -> Option<Result<Self, (Reason, String)>> {
+        let fields = Self { entries: quick::entries(raw, depth_max)? };
+        Some(fields.refuse_duplicates().map(|()| fields))
+    }
+
+    /// The same, whatever the object is.
+    pub(super) fn parse_slowly(raw: &'a str, depth_max: usize) -> Result<Self, (Reason, String)> {
         let mut fields = Self { entries: Vec::with_capacity(16) };
         fields.object(raw, Cow::Borrowed(""), depth_max)?;
         fields.refuse_duplicates()?;
@@ -128,7 +162,7 @@ impl<'a> Fields<'a> {
     /// Whether any field lies below `prefix`.
     #[must_use]
     pub fn has_object(&self, prefix: &str) -> bool {
-        self.entries.iter().any(|entry| entry.prefix.split('.').next() == Some(prefix))
+        self.entries.iter().any(|entry| !entry.prefix.is_empty() && entry.top() == prefix)
     }
 
     /// The fields as one JSON object, values as texts: the raw record of a row that came in a columnar file.
@@ -140,10 +174,7 @@ impl<'a> Fields<'a> {
 
     /// Names of the fields of the record itself, those below an object by the object's name.
     pub(crate) fn attribute_names(&self) -> impl Iterator<Item = &str> {
-        self.entries.iter().map(|entry| match entry.prefix.split('.').next() {
-            Some(first) if !first.is_empty() => first,
-            _ => entry.key.as_ref(),
-        })
+        self.entries.iter().map(Entry::top)
     }
 
     /// Every field that `used` does not claim, with its full name.
@@ -192,7 +223,13 @@ impl<'a> Fields<'a> {
     fn refuse_duplicates(&self) -> Result<(), (Reason, String)> {
         // `{"a": {"b": 1}, "a.b": 2}` has one name twice.
         let dotted = self.entries.iter().any(|entry| entry.key.contains('.'));
+        let mut seen = 0;
         for (index, entry) in self.entries.iter().enumerate() {
+            let bit = entry.bit();
+            if !dotted && seen & bit == 0 {
+                seen |= bit;
+                continue;
+            }
             let before = &self.entries[..index];
             let twice = if dotted {
                 let name = entry.name();
