@@ -6,7 +6,10 @@
 mod adoption;
 mod chunks;
 mod config;
+mod content;
 mod reader;
+#[cfg(test)]
+mod tests;
 
 pub use adoption::Adoption;
 pub use config::{Compression, FileFormat, FilesConfig, FilesError, Records};
@@ -18,10 +21,12 @@ use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use object_store::path::Path;
-use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt};
+use object_store::{ObjectMeta, ObjectStore};
 use ratemill_schemas::files::{FileClaim, FileState};
 use ratemill_schemas::{Reason, Rejection, UsageBatch};
 use tokio_util::sync::CancellationToken;
+
+use content::Content;
 
 /// The claims on the files of one drop, by path; several where a file changed.
 pub type Claims = HashMap<String, Vec<FileClaim>>;
@@ -113,7 +118,7 @@ impl FileDrop {
             Some(true) => {}
             Some(false) => self.report_change(&path, file, etag).await?,
             None if self.is_settled(&path, &etag) => {
-                let claim = self.reader.take(self.store.as_ref(), file, &path).await?;
+                let claim = self.reader.take(&self.store, file, &path).await?;
                 tracing::info!(connector = %self.reader.input(), path, rows = claim.rows, rejected = claim.rejected, "file taken");
                 self.seen.remove(&path);
                 self.claims.entry(path).or_default().push(claim);
@@ -148,7 +153,7 @@ impl FileDrop {
         if !self.is_settled(path, &etag) {
             return Ok(());
         }
-        let content_hash = chunks::content_hash(self.store.get(&file.location).await?).await?;
+        let content_hash = chunks::content_hash(Content::of(&self.store, file)).await?;
         let known = self.claims.entry(path.to_owned()).or_default();
         let touched = known.iter().any(|claim| claim.content_hash == content_hash);
         let claim = FileClaim {

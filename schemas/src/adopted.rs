@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::changes::is_change;
 use crate::decimal::{DECIMAL, PRECISION, SCALE};
+use crate::exact_text::{is_readable, texts};
 use crate::time::{EARLIEST, day_of, instant_type};
 use crate::usage::{DimensionType, FIELD_BYTES_MAX, UsageSchema, attributes_type};
 
@@ -150,6 +151,12 @@ impl AdoptedColumns {
             && file.fields().iter().enumerate().all(|(index, field)| file.index_of(field.name()).is_ok_and(|found| found == index))
     }
 
+    /// Whether a column of the file is an attribute: its rows must be readable as long as the lake has them, so that what
+    /// cannot be written as text is left out.
+    fn keeps(&self, field: &Field) -> bool {
+        !self.uses(field.name()) && is_readable(field.data_type())
+    }
+
     /// Whether a column of the file feeds a column of usage, so that it is no attribute.
     fn uses(&self, name: &str) -> bool {
         let texts = [self.source.column(), self.meter.column(), self.subject.column(), self.end.as_deref()];
@@ -161,7 +168,8 @@ impl AdoptedColumns {
     /// The columns of the file that are needed for these columns of usage, by their places.
     #[must_use]
     pub fn needed(&self, file: &Schema, wanted: &Schema) -> Vec<usize> {
-        let is_needed = |name: &str| {
+        let is_needed = |found: &Field| {
+            let name = found.name().as_str();
             wanted.fields().iter().any(|field| match field.name().as_str() {
                 "source" => self.source.column() == Some(name),
                 "id" => self.id == name,
@@ -170,11 +178,11 @@ impl AdoptedColumns {
                 "time" | "day" => self.time == name,
                 "end" => self.end.as_deref() == Some(name),
                 "quantity" => self.quantity == name,
-                "attributes" => !self.uses(name),
+                "attributes" => self.keeps(found),
                 other => self.dimensions.iter().any(|(dimension, column)| dimension == other && column == name),
             })
         };
-        (0..file.fields().len()).filter(|index| is_needed(file.field(*index).name())).collect()
+        (0..file.fields().len()).filter(|index| is_needed(file.field(*index))).collect()
     }
 
     /// Rows of the file as the `wanted` columns of usage. `positions` are their log positions, where they are
@@ -228,22 +236,18 @@ impl AdoptedColumns {
         RecordBatch::try_new_with_options(Arc::clone(wanted), columns, &options)
     }
 
-    /// Every column that is not used, where it has a value, by its exact text.
+    /// Every column that is not used and can be read, where it has a value, by its exact text.
     fn attributes(&self, batch: &RecordBatch) -> Result<ArrayRef, ArrowError> {
         let DataType::Map(entries, _) = attributes_type() else { unreachable!("attributes are a map") };
         let DataType::Struct(fields) = entries.data_type() else { unreachable!("a map has entries") };
-        let mut texts: Vec<(String, StringArray)> = Vec::new();
-        for (field, column) in batch.schema().fields().iter().zip(batch.columns()) {
-            let is_kept = !field.data_type().is_nested() && !matches!(field.data_type(), DataType::Binary | DataType::LargeBinary);
-            if !self.uses(field.name()) && is_kept {
-                texts.push((field.name().clone(), exact(column, &DataType::Utf8)?.as_string::<i32>().clone()));
-            }
-        }
+        let schema = batch.schema();
+        let kept = schema.fields().iter().zip(batch.columns()).filter(|(field, _)| self.keeps(field));
+        let columns: Vec<(&str, StringArray)> = kept.map(|(field, column)| (field.name().as_str(), texts(column))).collect();
         let (mut keys, mut values) = (arrow::array::StringBuilder::new(), arrow::array::StringBuilder::new());
         let mut lengths = Vec::with_capacity(batch.num_rows());
         for row in 0..batch.num_rows() {
             let mut entries = 0;
-            for (name, column) in texts.iter().filter(|(_, column)| column.is_valid(row)) {
+            for (name, column) in columns.iter().filter(|(_, column)| column.is_valid(row)) {
                 keys.append_value(name);
                 values.append_value(column.value(row));
                 entries += 1;
@@ -342,6 +346,34 @@ mod tests {
         assert_eq!(attributes.values().as_string::<i32>().value(0), "3");
         let needed = columns().needed(batch.schema_ref(), &schema.stored().project(&[2, 5]).unwrap());
         assert_eq!(needed, [1, 4]);
+    }
+
+    #[test]
+    fn columns_without_a_text_stand_in_no_rows_way() {
+        use arrow::array::{BinaryViewArray, DictionaryArray, FixedSizeBinaryArray, Int8Array};
+        let schema = UsageSchema::new(Vec::new());
+        let columns = AdoptedColumns { dimensions: Vec::new(), ..columns() };
+        let uuids: ArrayRef = Arc::new(FixedSizeBinaryArray::try_from_iter([[0xff_u8; 16], [1; 16]].into_iter()).unwrap());
+        let indexed = DictionaryArray::<arrow::datatypes::Int8Type>::new(Int8Array::from(vec![0, 1]), Arc::clone(&uuids));
+        let file = file(EARLIEST, "kwh", "a");
+        let unreadable: Vec<(&str, ArrayRef)> = vec![
+            ("device", uuids),
+            ("indexed", Arc::new(indexed)),
+            ("raw", Arc::new(BinaryViewArray::from_iter_values([b"\xff\xfe", b"ok"]))),
+            ("until", Arc::new(TimestampMicrosecondArray::from(vec![i64::MAX, 0]).with_timezone("UTC"))),
+        ];
+        let all = file.schema().fields().iter().map(|field| field.name().clone()).zip(file.columns().iter().cloned()).collect::<Vec<_>>();
+        let all = all.into_iter().chain(unreadable.into_iter().map(|(name, column)| (name.to_owned(), column)));
+        let batch = RecordBatch::try_from_iter(all).unwrap();
+        assert!(columns.fit(batch.schema_ref(), &schema));
+        let usage = columns.to_usage(&batch, schema.stored(), &[100, 101], 7).unwrap();
+        let attributes = usage.column_by_name("attributes").unwrap().as_map();
+        let names = |row: usize| attributes.value(row).column(0).as_string::<i32>().iter().flatten().map(str::to_owned).collect::<Vec<_>>();
+        assert_eq!((names(0), names(1)), (vec!["where".to_owned()], vec!["floor".to_owned(), "until".to_owned()]));
+        let attributes = schema.stored().project(&[schema.stored().index_of("attributes").unwrap()]).unwrap();
+        let read: Vec<String> =
+            columns.needed(batch.schema_ref(), &attributes).into_iter().map(|index| batch.schema().field(index).name().clone()).collect();
+        assert_eq!(read, ["where", "floor", "until"]);
     }
 
     #[test]

@@ -10,6 +10,7 @@ mod billing_periods;
 pub mod changes;
 pub mod charges;
 pub mod decimal;
+pub mod exact_text;
 pub mod files;
 pub mod identity;
 pub mod invoicing;

@@ -3,9 +3,9 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, AsArray, RecordBatch, StringArray};
-use arrow::compute::cast;
-use arrow::datatypes::{DataType, Schema};
+use arrow::array::{Array, RecordBatch, StringArray};
+use arrow::datatypes::Schema;
+use ratemill_schemas::exact_text::{is_exact, is_readable, texts};
 use ratemill_schemas::usage::{Positions, RawRecords};
 use ratemill_schemas::{Reason, UsageBatch};
 
@@ -32,28 +32,6 @@ pub fn check(schema: &Schema, mapping: &Mapping) -> Result<(), (Reason, String)>
     Ok(())
 }
 
-fn is_exact(data_type: &DataType) -> bool {
-    match data_type {
-        DataType::Dictionary(_, value) => is_exact(value),
-        other => {
-            other.is_integer()
-                || matches!(
-                    other,
-                    DataType::Utf8
-                        | DataType::LargeUtf8
-                        | DataType::Utf8View
-                        | DataType::Boolean
-                        | DataType::Decimal32(..)
-                        | DataType::Decimal64(..)
-                        | DataType::Decimal128(..)
-                        | DataType::Decimal256(..)
-                        | DataType::Timestamp(..)
-                        | DataType::Date32
-                )
-        }
-    }
-}
-
 /// Reads one batch of the file `path`, whose first row is row `first_row` (from 1).
 ///
 /// # Errors
@@ -65,12 +43,12 @@ pub fn batch(
     first_row: u64,
     batch: &RecordBatch,
 ) -> Result<UsageBatch, arrow::error::ArrowError> {
-    let texts = text_columns(batch)?;
+    let columns = text_columns(batch);
     let positions = Positions::Line { path: Arc::clone(path), lines: Vec::with_capacity(batch.num_rows()) };
     let mut collector = Collector::new(context, mapping, positions, RawRecords::Columns, batch.num_rows());
     for (line, row) in (first_row..).zip(0..batch.num_rows()) {
         let mut fields = Fields::default();
-        for (name, column, number) in &texts {
+        for (name, column, number) in &columns {
             let value = match column {
                 column if column.is_null(row) => Value::Null,
                 column if *number => Value::Number(Cow::Borrowed(column.value(row))),
@@ -89,16 +67,8 @@ pub fn batch(
 }
 
 /// Each readable column as texts, and whether it holds numbers.
-fn text_columns(batch: &RecordBatch) -> Result<Vec<(String, StringArray, bool)>, arrow::error::ArrowError> {
-    batch
-        .schema()
-        .fields()
-        .iter()
-        .zip(batch.columns())
-        .filter(|(field, _)| is_exact(field.data_type()) || field.data_type().is_floating())
-        .map(|(field, column)| {
-            let text: ArrayRef = cast(column, &DataType::Utf8)?;
-            Ok((field.name().clone(), text.as_string::<i32>().clone(), field.data_type().is_numeric()))
-        })
-        .collect()
+fn text_columns(batch: &RecordBatch) -> Vec<(String, StringArray, bool)> {
+    let schema = batch.schema();
+    let readable = schema.fields().iter().zip(batch.columns()).filter(|(field, _)| is_readable(field.data_type()));
+    readable.map(|(field, column)| (field.name().clone(), texts(column), field.data_type().is_numeric())).collect()
 }

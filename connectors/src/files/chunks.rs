@@ -1,15 +1,11 @@
 //! A text file as chunks of whole rows, read, hashed and decompressed on a thread of its own.
 
 use std::io::{self, Read};
-use std::sync::{Arc, Mutex, PoisonError};
 
-use futures::TryStreamExt;
-use object_store::{GetResult, GetResultPayload};
-use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
-use tokio_util::io::{StreamReader, SyncIoBridge};
 
 use super::config::Compression;
+use super::content::Content;
 use super::reader::FileError;
 use crate::decode::csv;
 
@@ -40,33 +36,6 @@ impl Rows {
     }
 }
 
-/// Counts and hashes what passes: the SHA-256 of the file as it lies there.
-struct Hashing<R> {
-    inner: R,
-    hash: Arc<Mutex<Sha256>>,
-}
-
-impl<R: Read> Read for Hashing<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let count = self.inner.read(buffer)?;
-        self.hash.lock().unwrap_or_else(PoisonError::into_inner).update(&buffer[..count]);
-        Ok(count)
-    }
-}
-
-fn hashing(result: GetResult) -> (Hashing<Box<dyn Read + Send>>, Arc<Mutex<Sha256>>) {
-    let hash = Arc::new(Mutex::new(Sha256::new()));
-    let inner: Box<dyn Read + Send> = match result.payload {
-        GetResultPayload::File(file, _) => Box::new(file),
-        GetResultPayload::Stream(stream) => Box::new(SyncIoBridge::new(StreamReader::new(stream.map_err(io::Error::other)))),
-    };
-    (Hashing { inner, hash: Arc::clone(&hash) }, hash)
-}
-
-fn finish(hash: &Mutex<Sha256>) -> String {
-    hex::encode(hash.lock().unwrap_or_else(PoisonError::into_inner).clone().finalize())
-}
-
 fn decompress(reader: impl Read + Send + 'static, compression: Compression) -> io::Result<Box<dyn Read + Send>> {
     Ok(match compression {
         Compression::None => Box::new(reader),
@@ -76,42 +45,40 @@ fn decompress(reader: impl Read + Send + 'static, compression: Compression) -> i
 }
 
 /// The SHA-256 of a file.
-pub(super) async fn content_hash(result: GetResult) -> Result<String, FileError> {
+pub(super) async fn content_hash(mut content: Content) -> Result<String, FileError> {
     blocking(move || {
-        let (mut reader, hash) = hashing(result);
-        io::copy(&mut reader, &mut io::sink())?;
-        Ok(finish(&hash))
+        io::copy(&mut content, &mut io::sink())?;
+        Ok(content.passed().hash())
     })
     .await
 }
 
 /// A whole file in memory, decompressed, and its SHA-256.
-pub(super) async fn whole(result: GetResult, compression: Compression, bytes_max: u64) -> Result<(Vec<u8>, String), FileError> {
+pub(super) async fn whole(content: Content, compression: Compression, bytes_max: u64) -> Result<(Vec<u8>, String), FileError> {
     blocking(move || {
-        let (reader, hash) = hashing(result);
+        let passed = content.passed();
         let mut bytes = Vec::new();
-        let read = decompress(reader, compression).and_then(|reader| reader.take(bytes_max + 1).read_to_end(&mut bytes));
-        read.map_err(|source| FileError::Damaged { source })?;
+        let read = decompress(content, compression).and_then(|reader| reader.take(bytes_max + 1).read_to_end(&mut bytes));
+        read.map_err(|source| passed.blame(source))?;
         if bytes.len() as u64 > bytes_max {
             return Err(FileError::TooLarge { bytes_max });
         }
-        Ok((bytes, finish(&hash)))
+        Ok((bytes, passed.hash()))
     })
     .await
 }
 
 /// Sends the chunks of a file, then returns its SHA-256. Rows that never end are cut at `row_bytes_max`.
 pub(super) async fn send(
-    result: GetResult,
+    content: Content,
     compression: Compression,
     rows: Rows,
     row_bytes_max: usize,
     chunks: mpsc::Sender<Chunk>,
 ) -> Result<String, FileError> {
     blocking(move || {
-        let (reader, hash) = hashing(result);
-        let damaged = |source| FileError::Damaged { source };
-        let mut reader = decompress(reader, compression).map_err(damaged)?;
+        let passed = content.passed();
+        let mut reader = decompress(content, compression).map_err(|source| passed.blame(source))?;
         let mut line = 1;
         let mut rest: Vec<u8> = Vec::new();
         let mut skipping = false;
@@ -148,10 +115,10 @@ pub(super) async fn send(
                 }
                 line += breaks;
             }
-            read.map_err(damaged)?;
+            read.map_err(|source| passed.blame(source))?;
             if ended {
                 // What follows the compressed data belongs to the file, too.
-                return Ok(finish(&hash));
+                return Ok(passed.hash());
             }
         }
     })

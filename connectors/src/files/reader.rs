@@ -8,7 +8,7 @@ use arrow::array::RecordBatch;
 use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::FuturesOrdered;
-use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt};
+use object_store::{ObjectMeta, ObjectStore};
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use ratemill_schemas::files::{FileClaim, FileState};
 use ratemill_schemas::{Reason, Rejection, UsageBatch};
@@ -17,6 +17,7 @@ use tokio::sync::mpsc;
 use super::adoption::Adoption;
 use super::chunks::{self, Chunk, Rows};
 use super::config::{Compression, FileFormat, FilesConfig, FilesError, Records, of_name};
+use super::content::Content;
 use super::etag;
 use crate::decode::csv::Header;
 use crate::decode::ndjson::Shape;
@@ -40,7 +41,7 @@ pub enum FileError {
     /// A read failed.
     #[error("read: {0}")]
     Io(#[from] std::io::Error),
-    /// The compressed data is damaged, or a read failed in the middle.
+    /// The compressed data is damaged.
     #[error("the file is damaged or ends early: {source}")]
     Damaged {
         /// What the decompressor said.
@@ -153,7 +154,7 @@ impl FileReader {
     ///
     /// # Errors
     /// [`FileError`] when the store, the disk or the engine is at fault: then there is no claim, and it can be tried again.
-    pub async fn take(&self, store: &dyn ObjectStore, file: &ObjectMeta, path: &str) -> Result<FileClaim, FileError> {
+    pub async fn take(&self, store: &Arc<dyn ObjectStore>, file: &ObjectMeta, path: &str) -> Result<FileClaim, FileError> {
         let mut tally = Tally::default();
         let (content_hash, fault) = match self.read(store, file, path, &mut tally).await {
             Ok(hash) => (hash, None),
@@ -215,7 +216,7 @@ impl FileReader {
         self.rows_read.fetch_add(rows, Ordering::Relaxed);
     }
 
-    async fn read(&self, store: &dyn ObjectStore, file: &ObjectMeta, path: &str, tally: &mut Tally) -> Result<String, FileError> {
+    async fn read(&self, store: &Arc<dyn ObjectStore>, file: &ObjectMeta, path: &str, tally: &mut Tally) -> Result<String, FileError> {
         let Some((format, compression)) = of_name(path, self.format) else {
             let message =
                 format!("{path} is neither .csv, .ndjson, .jsonl nor .parquet (each also .gz or .zst); name it so, or set `format`");
@@ -235,16 +236,15 @@ impl FileReader {
 
     async fn text(
         &self,
-        store: &dyn ObjectStore,
+        store: &Arc<dyn ObjectStore>,
         file: &ObjectMeta,
         path: &Arc<str>,
         compression: Compression,
         rows: Rows,
         tally: &mut Tally,
     ) -> Result<String, FileError> {
-        let result = store.get(&file.location).await?;
         let (sender, mut chunks) = mpsc::channel(2);
-        let sending = tokio::spawn(chunks::send(result, compression, rows, self.context.record_bytes_max, sender));
+        let sending = tokio::spawn(chunks::send(Content::of(store, file), compression, rows, self.context.record_bytes_max, sender));
         let mut under_way = FuturesOrdered::new();
         let mut header = None;
         loop {
@@ -324,13 +324,13 @@ impl FileReader {
 
     async fn parquet(
         &self,
-        store: &dyn ObjectStore,
+        store: &Arc<dyn ObjectStore>,
         file: &ObjectMeta,
         path: &Arc<str>,
         compression: Compression,
         tally: &mut Tally,
     ) -> Result<String, FileError> {
-        let (bytes, hash) = chunks::whole(store.get(&file.location).await?, compression, self.file_bytes_max).await?;
+        let (bytes, hash) = chunks::whole(Content::of(store, file), compression, self.file_bytes_max).await?;
         let unreadable = |error: parquet::errors::ParquetError| FileError::Refused {
             reason: Reason::FileUnreadable,
             message: format!("not a readable Parquet file: {error}"),

@@ -12,7 +12,7 @@ use futures::StreamExt;
 use indicatif::{ProgressBar, ProgressStyle};
 use object_store::local::LocalFileSystem;
 use object_store::path::Path as StorePath;
-use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt};
+use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt as _};
 use ratemill_connectors::files::{Claims, FileReader, FilesConfig};
 use ratemill_connectors::mapping::FieldRef;
 use ratemill_schemas::{Decimal, windows};
@@ -198,8 +198,8 @@ async fn capture(reader: FileReader, claims: Claims, files: Vec<PathBuf>) -> Res
 
 async fn take(reader: FileReader, claims: Arc<Claims>, file: PathBuf, bar: ProgressBar) -> Result<Outcome, Failure> {
     bar.set_message(file.file_name().unwrap_or_default().to_string_lossy().into_owned());
-    let store = LocalFileSystem::new();
-    let (meta, path) = meta(&store, &file).await?;
+    let store: Arc<dyn ObjectStore> = Arc::new(LocalFileSystem::new());
+    let (meta, path) = meta(store.as_ref(), &file).await?;
     let etag = meta.e_tag.clone().unwrap_or_default();
     if claims.get(&path).is_some_and(|claims| claims.iter().any(|claim| claim.etag == etag)) {
         eprintln!("{path} was taken before");
@@ -226,10 +226,10 @@ pub(super) fn canonical() -> FilesConfig {
     config
 }
 
-async fn meta(store: &LocalFileSystem, file: &Path) -> Result<(ObjectMeta, String), Failure> {
+async fn meta(store: &dyn ObjectStore, file: &Path) -> Result<(ObjectMeta, String), Failure> {
     let failed = |error: object_store::Error| Failure::failed(format!("cannot read {}: {error}", file.display()));
     let location = StorePath::from_absolute_path(file).map_err(|error| Failure::usage(error.to_string()))?;
-    let meta = (store as &dyn ObjectStore).head(&location).await.map_err(failed)?;
+    let meta = store.head(&location).await.map_err(failed)?;
     Ok((meta, file.display().to_string()))
 }
 
