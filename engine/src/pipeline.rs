@@ -89,7 +89,8 @@ impl Pipeline {
         let installation = Installation::open(&settings.log_folder)?;
         let lake = Lake::open(&settings.config.lake.url, folder)?;
         lake.probe().await?;
-        let ownership = Ownership::take(&lake, &installation, settings.lease).await?;
+        let drained = latest_completion(&lake).await?.map_or(0, |completion| completion.state.position);
+        let ownership = Ownership::take(&lake, &installation, settings.lease, drained).await?;
         let completion = latest_completion(&lake).await?;
         let floor = completion.as_ref().map_or(0, |completion| completion.state.position);
         let scan = log::scan(installation.folder(), floor)?;
