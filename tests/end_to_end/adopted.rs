@@ -161,3 +161,22 @@ fn late_rows_of_a_file_correct_published_windows() {
     assert!(sql(project.path(), "SELECT count(*) FROM charges WHERE class = 'correction'") != ["0"]);
     ok(&["audit", "-C", project.text()]);
 }
+
+#[test]
+fn a_dimension_that_is_declared_later_comes_with_adopted_files_alone() {
+    let project = Project::new(ADOPTING);
+    let events = september(200);
+    let first = parquet(&project, "first.parquet", &events[..100]);
+    rate(&project, &[&first]);
+    let toml = std::fs::read_to_string(project.path().join("ratemill.toml")).unwrap();
+    project.write("ratemill.toml", &format!("{toml}\n[dimensions]\nsite = \"text\"\n"));
+    let second = parquet(&project, "second.parquet", &events[100..]);
+    rate(&project, &[&second]);
+    assert_eq!(adopted(&project).len(), 2);
+    let by_site = "SELECT site, count(*) FROM usage GROUP BY site ORDER BY site NULLS FIRST";
+    assert_eq!(sql(project.path(), by_site), [",100", "north,100"]);
+    // The columns came without a file.
+    let files = std::fs::read_dir(project.path().join("lake/usage")).unwrap().map(|entry| entry.unwrap().file_name());
+    assert_eq!(files.collect::<Vec<_>>(), ["_delta_log"]);
+    ok(&["audit", "-C", project.text()]);
+}

@@ -215,14 +215,15 @@ impl Epochs {
     /// # Errors
     /// [`EpochError`].
     pub async fn open(lake: Lake, ownership: Ownership, completion: Option<Completion>, setup: EpochSetup) -> Result<Self, EpochError> {
-        let [usage, rejected, files, charges, changes, adopted] = table_specs(&setup.schema);
+        let specs = table_specs(&setup.schema);
+        let [usage, rejected, files, charges, changes, adopted] = &specs;
         let mut tables = Tables {
-            usage: LakeTable::open_or_create(&lake, &usage).await?,
-            rejected: LakeTable::open_or_create(&lake, &rejected).await?,
-            files: LakeTable::open_or_create(&lake, &files).await?,
-            charges: LakeTable::open_or_create(&lake, &charges).await?,
-            changes: LakeTable::open_or_create(&lake, &changes).await?,
-            adopted: LakeTable::open_or_create(&lake, &adopted).await?,
+            usage: LakeTable::open_or_create(&lake, usage).await?,
+            rejected: LakeTable::open_or_create(&lake, rejected).await?,
+            files: LakeTable::open_or_create(&lake, files).await?,
+            charges: LakeTable::open_or_create(&lake, charges).await?,
+            changes: LakeTable::open_or_create(&lake, changes).await?,
+            adopted: LakeTable::open_or_create(&lake, adopted).await?,
         };
         let generation = i64::try_from(ownership.generation()).unwrap_or(i64::MAX);
         let runtime = runtime(&setup.limits)?;
@@ -231,7 +232,9 @@ impl Epochs {
         let context = session(Arc::clone(&runtime), &setup.limits);
         let mut running = RunningTable::open(&lake, &context, &setup.project).await?;
         for table in tables.each_mut().into_iter().chain([&mut running.table]) {
-            table.append(&[], OWNER, generation).await?;
+            // Without rows, but with the columns that the table may lack: usage may come in adopted files alone.
+            let columns = specs.iter().find(|spec| spec.name == table.name()).map(|spec| RecordBatch::new_empty(Arc::clone(&spec.schema)));
+            table.append(columns.as_slice(), OWNER, generation).await?;
         }
         Failpoint::TablesFenced.reached();
         let versions = completion.as_ref().map_or_else(TableVersions::default, |completion| completion.versions);
