@@ -10,7 +10,7 @@ mod writer;
 
 pub use follow::LogFollower;
 pub use frame::{Frame, FrameHeader, InputProgress, InputRun, LoggedFile};
-pub use reader::{LogScan, parts, read_range, scan};
+pub use reader::{LogScan, adopted_files, parts, read_range, scan};
 pub use writer::{LogWriter, trim};
 
 use std::path::{Path, PathBuf};

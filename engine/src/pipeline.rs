@@ -162,7 +162,7 @@ impl Pipeline {
         let reader = FileReader::new(config, context, self.intake.clone(), self.settings.file_bytes)
             .map_err(|error| OpenError::Connector(error.to_string()))?;
         let (store, root) = self.epochs.lake_root();
-        Ok(reader.adopting(Adoption { store, root, bytes_min: self.settings.adopted_bytes }))
+        Ok(reader.adopting(Adoption { store, root, bytes_min: self.settings.adopted_bytes, under_way: self.epochs.adopting() }))
     }
 
     /// The claims of the drop `name`, by path.

@@ -1,5 +1,6 @@
 //! Reading frames: at start all of them, in an epoch those of its range.
 
+use std::collections::BTreeSet;
 use std::fs::OpenOptions;
 use std::path::Path;
 
@@ -138,6 +139,33 @@ pub fn parts(folder: &Path, from: i64, bytes_max: u64) -> impl Iterator<Item = R
         next = read.as_ref().ok().and_then(|frames| frames.last()).map(|frame| frame.header.end());
         Some(read).filter(|read| read.as_ref().map_or(true, |frames| !frames.is_empty()))
     })
+}
+
+/// The content hashes of adopted files that the log names, whether the lake has their rows or not.
+///
+/// # Errors
+/// [`LogError::Damaged`] when a frame before the last segment cannot be read.
+pub fn adopted_files(folder: &Path) -> Result<BTreeSet<String>, LogError> {
+    let all = segments(folder)?;
+    let mut found = BTreeSet::new();
+    for (index, (_, path)) in all.iter().enumerate() {
+        let bytes = match std::fs::read(path) {
+            // It was trimmed in between.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+            read => read.map_err(|error| LogError::io(path, error))?,
+        };
+        let mut offset = 0;
+        while let Step::Frame(payload, next) = step(&bytes, offset) {
+            let (header, _) = decode_header(payload).map_err(|source| LogError::Arrow { path: path.clone(), source })?;
+            found.extend(header.adopted.into_iter().map(|adopted| adopted.file.content_hash));
+            offset = next;
+        }
+        // The last one may be written to at this moment.
+        if offset < bytes.len() && index + 1 < all.len() {
+            return Err(LogError::Damaged { path: path.clone(), offset: offset as u64 });
+        }
+    }
+    Ok(found)
 }
 
 fn checked(folder: &Path, frames: Vec<Frame>, from: i64) -> Result<Vec<Frame>, LogError> {
