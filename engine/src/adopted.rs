@@ -88,6 +88,11 @@ impl Adopted {
         }
     }
 
+    /// What each is called by.
+    pub(crate) fn content_hashes(&self) -> impl Iterator<Item = &str> {
+        self.parts.values().map(|part| part.file.content_hash.as_str())
+    }
+
     /// The `usage` table together with the rows of these files.
     #[must_use]
     pub fn over(&self, stored: Arc<dyn TableProvider>) -> Arc<dyn TableProvider> {

@@ -44,7 +44,16 @@ pub struct RunningQuestion {
     /// One customer, beside whose charges those of others may be there; `None` is all.
     pub customer: Option<String>,
     /// The charges, or what failed.
-    pub answer: oneshot::Sender<Result<Vec<RecordBatch>, String>>,
+    pub answer: oneshot::Sender<Result<Vec<RecordBatch>, Unanswered>>,
+}
+
+/// Why a question has no answer, in words.
+#[derive(Debug)]
+pub enum Unanswered {
+    /// It will have one later.
+    Later(String),
+    /// It cannot be answered.
+    Failed(String),
 }
 
 /// Who may ask, and where questions go.
@@ -129,7 +138,11 @@ async fn running_charges(
     let question = RunningQuestion { rule: query.rule, customer: query.customer_id.clone(), answer };
     questions.queue.try_send(question).map_err(|_| unavailable("too many questions wait for the epoch; ask again".to_owned()))?;
     let rows = match tokio::time::timeout(ANSWER, answered).await {
-        Ok(Ok(rows)) => rows.map_err(|detail| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "Charges cannot be evaluated", detail))?,
+        Ok(Ok(Ok(rows))) => rows,
+        Ok(Ok(Err(Unanswered::Later(detail)))) => return Err(unavailable(detail)),
+        Ok(Ok(Err(Unanswered::Failed(detail)))) => {
+            return Err(Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "Charges cannot be evaluated", detail));
+        }
         Ok(Err(_)) => return Err(unavailable("the engine stops".to_owned())),
         Err(_) => return Err(unavailable("an epoch takes long; ask again".to_owned())),
     };

@@ -10,6 +10,7 @@ mod audit;
 mod books;
 mod changes;
 mod checkpoint;
+mod draining;
 mod due;
 mod error;
 mod explain;

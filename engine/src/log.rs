@@ -10,7 +10,7 @@ mod writer;
 
 pub use follow::LogFollower;
 pub use frame::{Frame, FrameHeader, InputProgress, InputRun, LoggedFile};
-pub use reader::{LogScan, read_range, scan};
+pub use reader::{LogScan, adopted_files, parts, read_range, scan};
 pub use writer::{LogWriter, trim};
 
 use std::path::{Path, PathBuf};
@@ -71,6 +71,14 @@ pub enum LogError {
 impl LogError {
     pub(crate) fn io(path: &Path, source: std::io::Error) -> Self {
         Self::Io { path: path.to_owned(), source }
+    }
+
+    /// Whether there was no room, and nothing else is wrong.
+    pub(crate) fn is_full(&self) -> bool {
+        match self {
+            Self::Io { source, .. } | Self::Full { source, .. } => is_full(source),
+            _ => false,
+        }
     }
 }
 

@@ -29,10 +29,13 @@ use crate::epoch::{
 use crate::installation::Installation;
 use crate::lake::owner::Ownership;
 use crate::lake::{Lake, LakeError, LakeTable};
-use crate::log::{self, Frame, LogError, LogWriter};
+use crate::log::{self, LogError, LogWriter};
 
 /// Positions of the log whose event ids are read back from the lake at once, when the index has to be made again.
 const REBUILT_TOGETHER: i64 = 1 << 22;
+
+/// Bytes of the log that are read at once.
+const READ_TOGETHER: u64 = 64 << 20;
 
 /// Why a project could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -89,7 +92,8 @@ impl Pipeline {
         let installation = Installation::open(&settings.log_folder)?;
         let lake = Lake::open(&settings.config.lake.url, folder)?;
         lake.probe().await?;
-        let ownership = Ownership::take(&lake, &installation, settings.lease).await?;
+        let drained = latest_completion(&lake).await?.map_or(0, |completion| completion.state.position);
+        let ownership = Ownership::take(&lake, &installation, settings.lease, drained).await?;
         let completion = latest_completion(&lake).await?;
         let floor = completion.as_ref().map_or(0, |completion| completion.state.position);
         let scan = log::scan(installation.folder(), floor)?;
@@ -100,21 +104,12 @@ impl Pipeline {
         progress.position.store(scan.end(floor), Ordering::Release);
         progress.drained.store(floor, Ordering::Release);
         let mut dedup = open_index(&lake, &settings, &installation, completion.as_ref()).await?;
-        let tail = log::read_range(installation.folder(), floor, i64::MAX, u64::MAX)?;
-        let mut keys: Vec<EventKey> = Vec::new();
-        for frame in &tail {
-            frame_keys(frame, &settings.schema, &installation.hasher(), &mut keys).map_err(columns)?;
-            for part in Part::of_frame(&frame.header) {
-                keys.extend(adopted::keys(&lake, &part, &settings.schema, &installation.hasher()).await.map_err(query)?);
-            }
-        }
-        progress.undrained_bytes.store(tail.iter().map(Frame::weight).sum(), Ordering::Release);
-        dedup.insert_all(keys.into_iter());
+        let undrained = undrained(&lake, &settings, &installation, floor, &mut dedup).await?;
+        progress.undrained_bytes.store(undrained.weight, Ordering::Release);
         dedup.keep(settings.dedup_horizon)?;
         progress.pulse.note_ids(dedup.len());
         let mut claims = taken_files(&lake, &settings).await?;
-        claims.extend(tail.iter().flat_map(|frame| frame.header.claims.iter().cloned()));
-        drop(tail);
+        claims.extend(undrained.claims);
         let (intake, queue) = Intake::bounded(settings.queue_bytes);
         let capture = Capture {
             queue,
@@ -167,7 +162,7 @@ impl Pipeline {
         let reader = FileReader::new(config, context, self.intake.clone(), self.settings.file_bytes)
             .map_err(|error| OpenError::Connector(error.to_string()))?;
         let (store, root) = self.epochs.lake_root();
-        Ok(reader.adopting(Adoption { store, root, bytes_min: self.settings.adopted_bytes }))
+        Ok(reader.adopting(Adoption { store, root, bytes_min: self.settings.adopted_bytes, under_way: self.epochs.adopting() }))
     }
 
     /// The claims of the drop `name`, by path.
@@ -232,6 +227,37 @@ fn calendar(settings: &Settings) -> Result<InvoicingCalendar, OpenError> {
 
 fn columns(source: arrow::error::ArrowError) -> OpenError {
     OpenError::Epoch(EpochError::Arrow { epoch: 0, source })
+}
+
+/// What is in the log and not in the lake.
+#[derive(Debug, Default)]
+struct Undrained {
+    weight: u64,
+    claims: Vec<FileClaim>,
+}
+
+/// Reads what is in the log from `floor` on, a part at a time: however much it is, only the event ids stay in memory.
+async fn undrained(
+    lake: &Lake,
+    settings: &Settings,
+    installation: &Installation,
+    floor: i64,
+    dedup: &mut DedupIndex,
+) -> Result<Undrained, OpenError> {
+    let mut undrained = Undrained::default();
+    for frames in log::parts(installation.folder(), floor, READ_TOGETHER) {
+        for frame in frames? {
+            let mut keys: Vec<EventKey> = Vec::new();
+            frame_keys(&frame, &settings.schema, &installation.hasher(), &mut keys).map_err(columns)?;
+            for part in Part::of_frame(&frame.header) {
+                keys.extend(adopted::keys(lake, &part, &settings.schema, &installation.hasher()).await.map_err(query)?);
+            }
+            dedup.insert_all(keys.into_iter());
+            undrained.weight += frame.weight();
+            undrained.claims.extend(frame.header.claims);
+        }
+    }
+    Ok(undrained)
 }
 
 /// The index of event ids, made again from the lake when its files do not hold all that the lake does.

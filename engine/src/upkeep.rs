@@ -5,12 +5,14 @@
 //! exactly the version after the one that was read; nothing is repeated blindly. When it is killed, files stay that no
 //! commit names, and a later round removes them.
 
+mod adopted;
 mod compaction;
 mod retention;
 mod round;
 mod settings;
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ratemill_rules::session::runtime;
@@ -109,7 +111,8 @@ pub(crate) async fn commit(epochs: &mut Epochs, request: Request) {
 
 fn round_of(epochs: &Epochs, settings: UpkeepSettings, extent: Extent, requests: mpsc::Sender<Request>) -> Round {
     let (lake, runtime, limits) = epochs.reading();
-    Round { lake, tables: epochs.upkeep_tables(), runtime, limits, settings, extent, requests }
+    let (log_folder, adopting) = (epochs.log_folder().to_owned(), epochs.adopting());
+    Round { lake, tables: epochs.upkeep_tables(), runtime, limits, settings, extent, requests, log_folder, adopting }
 }
 
 /// Does all there is to do, at once.
@@ -144,7 +147,18 @@ pub async fn look(folder: &Path) -> Result<UpkeepReport, QueryError> {
     }
     let limits = settings.session_limits();
     let runtime = runtime(&limits)?;
-    let requests = mpsc::channel(1).0;
-    let round = Round { lake, tables, runtime, limits, settings: settings.upkeep, extent: Extent::Look, requests };
+    let (authority, store) = lake.root_store();
+    runtime.register_object_store(&authority, store);
+    let round = Round {
+        lake,
+        tables,
+        runtime,
+        limits,
+        settings: settings.upkeep,
+        extent: Extent::Look,
+        requests: mpsc::channel(1).0,
+        log_folder: settings.log_folder,
+        adopting: Arc::default(),
+    };
     round.run().await.map_err(|error: LakeError| error.into())
 }

@@ -161,3 +161,65 @@ fn late_rows_of_a_file_correct_published_windows() {
     assert!(sql(project.path(), "SELECT count(*) FROM charges WHERE class = 'correction'") != ["0"]);
     ok(&["audit", "-C", project.text()]);
 }
+
+#[test]
+fn a_dimension_that_is_declared_later_comes_with_adopted_files_alone() {
+    let project = Project::new(ADOPTING);
+    let events = september(200);
+    let first = parquet(&project, "first.parquet", &events[..100]);
+    rate(&project, &[&first]);
+    let toml = std::fs::read_to_string(project.path().join("ratemill.toml")).unwrap();
+    project.write("ratemill.toml", &format!("{toml}\n[dimensions]\nsite = \"text\"\n"));
+    let second = parquet(&project, "second.parquet", &events[100..]);
+    rate(&project, &[&second]);
+    assert_eq!(adopted(&project).len(), 2);
+    let by_site = "SELECT site, count(*) FROM usage GROUP BY site ORDER BY site NULLS FIRST";
+    assert_eq!(sql(project.path(), by_site), [",100", "north,100"]);
+    // The columns came without a file.
+    let files = std::fs::read_dir(project.path().join("lake/usage")).unwrap().map(|entry| entry.unwrap().file_name());
+    assert_eq!(files.collect::<Vec<_>>(), ["_delta_log"]);
+    ok(&["audit", "-C", project.text()]);
+}
+
+/// Adopted files in the lake, which are made two days old.
+fn two_days_old(project: &Project) -> usize {
+    let before = std::time::SystemTime::now() - std::time::Duration::from_secs(2 * 86_400);
+    let files = std::fs::read_dir(project.path().join("lake/adopted_files")).unwrap();
+    let paths: Vec<PathBuf> = files.map(|file| file.unwrap().path()).collect();
+    for path in &paths {
+        std::fs::File::options().write(true).open(path).unwrap().set_modified(before).unwrap();
+    }
+    paths.len()
+}
+
+#[test]
+fn files_that_became_no_usage_are_removed_after_a_day() {
+    let project = Project::new(&format!("{ADOPTING}[upkeep]\nlive = false\n"));
+    let mut events = september(300);
+    let good = parquet(&project, "good.parquet", &events[..100]);
+    events[107] = kwh("e107", "", "2026-09-05T00:00:00Z", "1");
+    let bad = parquet(&project, "bad.parquet", &events[100..200]);
+    rate(&project, &[&good, &bad]);
+    let upkeep = |more: &[&str]| -> serde_json::Value {
+        serde_json::from_str(&ok(&[&["upkeep", "-C", project.text(), "--format", "json"], more].concat())).unwrap()
+    };
+    assert_eq!(upkeep(&[])["adopted_files_removed"], 0);
+    // A file that the log names, and no table yet.
+    let toml = std::fs::read_to_string(project.path().join("ratemill.toml")).unwrap();
+    let drop = "[http]\nlisten = \"127.0.0.1:0\"\n[[files]]\nname = \"drop\"\nurl = \"drop\"\nsettle = \"0 seconds\"\npoll = \"50 milliseconds\"\nmapping = { id = \"id\", source = \"source\" }\n";
+    project.write("ratemill.toml", &format!("{}{drop}", toml.replace("200 milliseconds", "1 hour")));
+    let engine = Engine::start(project.path());
+    let logged = parquet(&project, "logged.parquet", &events[200..]);
+    std::fs::create_dir_all(project.path().join("drop")).unwrap();
+    std::fs::rename(logged, project.path().join("drop/logged.parquet")).unwrap();
+    wait("the file is taken", || std::fs::read_to_string(project.path().join("engine.stderr")).unwrap().contains("file taken"));
+    engine.kill();
+    assert_eq!(two_days_old(&project), 3);
+    assert_eq!(upkeep(&["--dry-run"])["adopted_files_removed"], 1);
+    assert_eq!(two_days_old(&project), 3);
+    assert_eq!(upkeep(&[])["adopted_files_removed"], 1);
+    assert_eq!(two_days_old(&project), 2);
+    rate(&project, &[&staged_text(&project)]);
+    assert_eq!(adopted(&project).len(), 2);
+    assert_eq!(sql(project.path(), "SELECT count(*), count(DISTINCT subject) FROM usage"), ["299,10"]);
+}

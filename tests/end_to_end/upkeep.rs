@@ -169,13 +169,16 @@ fn old_files_are_removed_and_what_readers_need_stays() {
     let before = rows(&project);
     let small = parquet(&project.path().join("lake/usage"));
     upkeep(&project, &[]);
-    // A crash left a file that no commit names.
+    // A crash left a file that no commit names; another waits for the commit of an epoch.
     let stray = project.write("lake/usage/day=2026-09-01/part-stray.parquet", "");
+    let two_days_ago = std::time::SystemTime::now() - Duration::from_secs(2 * 86_400);
+    std::fs::File::options().write(true).open(&stray).unwrap().set_modified(two_days_ago).unwrap();
+    let waiting = project.write("lake/usage/day=2026-09-01/part-waiting.parquet", "");
     std::thread::sleep(Duration::from_millis(2500));
     // The last completed epoch is from before the files were joined: somebody may read as of it.
     let kept = upkeep(&project, &[]);
     assert_eq!(table(&kept, "usage")["removed"], 1, "{kept}");
-    assert!(!stray.exists());
+    assert!(!stray.exists() && waiting.exists());
     assert!(small.iter().all(|file| file.exists()));
     assert_eq!(rows(&project), before);
     // After an epoch, nobody does.

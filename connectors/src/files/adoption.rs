@@ -13,6 +13,7 @@ use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReaderBuilder};
 use ratemill_schemas::adopted::{AdoptedColumns, AdoptedFile, all_good};
 use ratemill_schemas::{EventKey, UsageBatch, UsageSchema, time};
+use tokio::sync::RwLock;
 
 use super::reader::{FileError, FileReader, Tally};
 use crate::decode::DecodeContext;
@@ -32,6 +33,8 @@ pub struct Adoption {
     pub root: Path,
     /// Files with fewer bytes are read row by row: their rows are better kept together with others.
     pub bytes_min: u64,
+    /// Held from before a file is kept until the log names it: a file that nobody names may be removed.
+    pub under_way: Arc<RwLock<()>>,
 }
 
 /// What was seen of the rows of a row group.
@@ -65,6 +68,7 @@ impl FileReader {
         let Ok(metadata) = ArrowReaderMetadata::load(bytes, ArrowReaderOptions::new()) else { return Ok(false) };
         let context = self.context();
         let Some(columns) = self.mapping()?.adopted(metadata.schema(), &context.schema).map(Arc::new) else { return Ok(false) };
+        let _under_way = adoption.under_way.read().await;
         let kept = {
             let (adoption, hash, bytes) = (adoption.clone(), content_hash.to_owned(), bytes.clone());
             tokio::spawn(async move { adoption.keep(&hash, bytes).await })

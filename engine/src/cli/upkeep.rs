@@ -69,6 +69,9 @@ fn text(report: &UpkeepReport) -> String {
     if report.epoch_files_removed > 0 {
         lines.push(format!("{:<16} {} old files removed", "epochs", report.epoch_files_removed));
     }
+    if report.adopted_files_removed > 0 {
+        lines.push(format!("{:<16} {} files that became no usage removed", "adopted_files", report.adopted_files_removed));
+    }
     if report.checkpoint_files_removed > 0 {
         lines.push(format!("{:<16} {} unfinished files removed", "checkpoints", report.checkpoint_files_removed));
     }

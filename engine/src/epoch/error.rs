@@ -40,6 +40,12 @@ pub enum EpochError {
         /// What differs.
         message: String,
     },
+    /// More is in the log than a question reads: the lake takes it first.
+    #[error("{records} records wait for the lake, more than running charges are evaluated with; ask again after the next epochs")]
+    Behind {
+        /// Records in the log that are not in the lake.
+        records: i64,
+    },
     /// A rule or reference version that a published window needs is not in the lake.
     #[error("rule `{rule}`, version {version}: {message}")]
     Version {

@@ -13,11 +13,12 @@ use ratemill_rules::session::{SessionLimits, runtime, session};
 use ratemill_rules::{Rule, RuleProject, RuleWindow};
 use ratemill_schemas::files;
 use ratemill_schemas::invoicing::InvoicingCalendar;
-use ratemill_schemas::{EventHasher, EventKey, UsageSchema, adopted, changes, charges, rejected, time};
+use ratemill_schemas::{EventHasher, UsageSchema, adopted, changes, charges, rejected, time};
 
 use super::adopting::parts_of;
-use super::books::{check_books, claims_batch, frame_keys, merge_days};
+use super::books::{check_books, claims_batch, merge_days};
 use super::changes::Changes;
+use super::draining::UnsavedKeys;
 use super::due::{self, Finalize};
 pub use super::error::EpochError;
 use super::folds::{Folds, tracked_version};
@@ -29,7 +30,6 @@ use super::state::{EngineState, TableVersions};
 use super::tail::Tail;
 use crate::adopted::Adopted;
 use crate::capture::CaptureProgress;
-use crate::dedup::DedupIndex;
 use crate::failpoint::Failpoint;
 use crate::lake::owner::Ownership;
 use crate::lake::{Lake, LakeError, LakeTable, TableSpec};
@@ -80,12 +80,14 @@ pub struct Epochs {
     pub(super) tables: Tables,
     pub(super) changes: Changes,
     pub(super) adopted: Adopted,
+    pub(super) adopting: Arc<tokio::sync::RwLock<()>>,
     pub(super) project: Arc<RuleProject>,
     pub(super) schema: Arc<UsageSchema>,
     pub(super) state: EngineState,
     pub(super) last: i64,
     pub(super) log_folder: PathBuf,
     pub(super) dedup_folder: PathBuf,
+    pub(super) unsaved_keys: UnsavedKeys,
     pub(super) log_id: String,
     pub(super) hasher: EventHasher,
     pub(super) progress: Arc<CaptureProgress>,
@@ -214,14 +216,15 @@ impl Epochs {
     /// # Errors
     /// [`EpochError`].
     pub async fn open(lake: Lake, ownership: Ownership, completion: Option<Completion>, setup: EpochSetup) -> Result<Self, EpochError> {
-        let [usage, rejected, files, charges, changes, adopted] = table_specs(&setup.schema);
+        let specs = table_specs(&setup.schema);
+        let [usage, rejected, files, charges, changes, adopted] = &specs;
         let mut tables = Tables {
-            usage: LakeTable::open_or_create(&lake, &usage).await?,
-            rejected: LakeTable::open_or_create(&lake, &rejected).await?,
-            files: LakeTable::open_or_create(&lake, &files).await?,
-            charges: LakeTable::open_or_create(&lake, &charges).await?,
-            changes: LakeTable::open_or_create(&lake, &changes).await?,
-            adopted: LakeTable::open_or_create(&lake, &adopted).await?,
+            usage: LakeTable::open_or_create(&lake, usage).await?,
+            rejected: LakeTable::open_or_create(&lake, rejected).await?,
+            files: LakeTable::open_or_create(&lake, files).await?,
+            charges: LakeTable::open_or_create(&lake, charges).await?,
+            changes: LakeTable::open_or_create(&lake, changes).await?,
+            adopted: LakeTable::open_or_create(&lake, adopted).await?,
         };
         let generation = i64::try_from(ownership.generation()).unwrap_or(i64::MAX);
         let runtime = runtime(&setup.limits)?;
@@ -230,7 +233,9 @@ impl Epochs {
         let context = session(Arc::clone(&runtime), &setup.limits);
         let mut running = RunningTable::open(&lake, &context, &setup.project).await?;
         for table in tables.each_mut().into_iter().chain([&mut running.table]) {
-            table.append(&[], OWNER, generation).await?;
+            // Without rows, but with the columns that the table may lack: usage may come in adopted files alone.
+            let columns = specs.iter().find(|spec| spec.name == table.name()).map(|spec| RecordBatch::new_empty(Arc::clone(&spec.schema)));
+            table.append(columns.as_slice(), OWNER, generation).await?;
         }
         Failpoint::TablesFenced.reached();
         let versions = completion.as_ref().map_or_else(TableVersions::default, |completion| completion.versions);
@@ -245,12 +250,14 @@ impl Epochs {
             tables,
             changes,
             adopted,
+            adopting: Arc::default(),
             project: Arc::new(setup.project),
             schema: setup.schema,
             state,
             last,
             log_folder: setup.log_folder,
             dedup_folder: setup.dedup_folder,
+            unsaved_keys: UnsavedKeys::default(),
             log_id: setup.log_id,
             hasher: setup.hasher,
             progress: setup.progress,
@@ -608,23 +615,7 @@ impl Epochs {
         if let Some(changes) = changes_after {
             self.changes = changes;
         }
-        let mut keys: Vec<EventKey> = Vec::new();
-        for frame in frames {
-            frame_keys(frame, &self.schema, &self.hasher, &mut keys)
-                .map_err(|source| EpochError::Arrow { epoch: manifest.epoch, source })?;
-        }
-        self.keys_of_adopted(&parts_of(frames), &mut keys).await?;
-        if manifest.to > manifest.from {
-            let ingested_max = frames.iter().map(|frame| frame.header.ingested_at).max().unwrap_or_default();
-            DedupIndex::save_run(&self.dedup_folder, manifest.from, manifest.to, ingested_max, &keys)?;
-        }
-        Failpoint::EpochKeysSaved.reached();
-        let drained: u64 = frames.iter().map(Frame::weight).sum();
-        let _ =
-            self.progress.undrained_bytes.fetch_update(Ordering::AcqRel, Ordering::Acquire, |bytes| Some(bytes.saturating_sub(drained)));
-        self.progress.drained.store(manifest.to, Ordering::Release);
-        log::trim(&self.log_folder, manifest.to)?;
-        Failpoint::EpochTrimmed.reached();
+        self.drain(manifest, frames).await?;
         #[allow(clippy::cast_precision_loss)]
         metrics::gauge!("ratemill_last_epoch_timestamp_seconds").set((completion.completed_at / 1_000_000) as f64);
         Ok(())
@@ -640,7 +631,9 @@ impl Epochs {
     ///
     /// # Errors
     /// [`EpochError::Lake`].
-    pub async fn close(self) -> Result<(), EpochError> {
+    pub async fn close(mut self) -> Result<(), EpochError> {
+        // A start that misses them reads them back from the lake.
+        let _ = self.unsaved_keys.save(&self.dedup_folder);
         let drained = self.progress.position.load(Ordering::Acquire) <= self.state.position;
         self.ownership.release(drained).await?;
         Ok(())

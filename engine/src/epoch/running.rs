@@ -25,6 +25,9 @@ use super::state::EngineState;
 use super::tail::TailUsage;
 use crate::adopted::Part;
 
+/// Bytes of the log that are read for a question, two epochs or more.
+const TAIL_BYTES_MIN: u64 = 64 << 20;
+
 /// Usage after the last epoch, and what it does.
 #[derive(Debug, Default)]
 pub(super) struct Arrived {
@@ -62,7 +65,7 @@ impl Epochs {
     /// `emit = 'final'` are left out.
     ///
     /// # Errors
-    /// [`EpochError`].
+    /// [`EpochError`]; [`EpochError::Behind`] when more usage waits for the lake than a question reads.
     pub async fn running(&self, only: Option<&str>) -> Result<Vec<(String, WindowCharges)>, EpochError> {
         self.running_of(only, None).await
     }
@@ -90,7 +93,8 @@ impl Epochs {
     /// What came after the last epoch and is acknowledged.
     async fn arrived(&self) -> Result<Arrived, EpochError> {
         let mut tail = self.tail.lock().await;
-        tail.read(&self.log_folder, self.state.position, self.progress.position.load(Ordering::Acquire), &self.schema)?;
+        let undrained = (self.state.position, self.progress.position.load(Ordering::Acquire));
+        tail.read(&self.log_folder, undrained, TAIL_BYTES_MIN.max(self.epoch_bytes.saturating_mul(2)), &self.schema)?;
         let usage = tail.batches();
         let effect = self.effect_of(self.last, &tail.frames, &usage).await?;
         // An epoch that failed may have folded its usage already.

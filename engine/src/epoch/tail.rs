@@ -13,6 +13,8 @@ use crate::log::{self, Frame};
 pub(super) struct Tail {
     from: i64,
     to: i64,
+    /// Bytes of the frames in the log.
+    bytes: u64,
     /// Frames without their usage, which is beside them.
     pub(super) frames: Vec<Frame>,
     /// The usage of the frames that have some, in the columns of the `usage` table.
@@ -31,21 +33,32 @@ pub(super) struct TailUsage {
 
 impl Tail {
     /// Reads up to `to` what it does not have yet of the frames from `from` on.
-    pub(super) fn read(&mut self, folder: &Path, from: i64, to: i64, schema: &UsageSchema) -> Result<(), EpochError> {
+    ///
+    /// # Errors
+    /// [`EpochError::Behind`] when they have more than about `bytes_max` bytes, which the lake is to take first.
+    pub(super) fn read(&mut self, folder: &Path, (from, to): (i64, i64), bytes_max: u64, schema: &UsageSchema) -> Result<(), EpochError> {
         if self.from != from || self.to > to {
             *self = Self { from, to: from, ..Self::default() };
         }
-        if self.to == to {
-            return Ok(());
+        if self.to < to && self.bytes <= bytes_max {
+            for frame in log::read_range(folder, self.to, to, bytes_max - self.bytes)? {
+                self.add(frame, schema)?;
+            }
         }
-        for mut frame in log::read_range(folder, self.to, to, u64::MAX)? {
-            let stored = frame.stored_usage(schema).map_err(|source| EpochError::Arrow { epoch: 0, source })?;
-            let (position, end) = (frame.header.position, frame.header.end());
-            self.usage.extend(stored.map(|batch| TailUsage { position, end, batch }));
-            frame.usage = None;
-            self.to = end.max(self.to);
-            self.frames.push(frame);
+        if self.to < to && self.bytes > bytes_max {
+            return Err(EpochError::Behind { records: to - from });
         }
+        Ok(())
+    }
+
+    fn add(&mut self, mut frame: Frame, schema: &UsageSchema) -> Result<(), EpochError> {
+        let stored = frame.stored_usage(schema).map_err(|source| EpochError::Arrow { epoch: 0, source })?;
+        let (position, end) = (frame.header.position, frame.header.end());
+        self.usage.extend(stored.map(|batch| TailUsage { position, end, batch }));
+        self.bytes += frame.bytes;
+        self.to = end.max(self.to);
+        frame.usage = None;
+        self.frames.push(frame);
         Ok(())
     }
 
@@ -57,5 +70,47 @@ impl Tail {
     /// The usage of frames from this position on.
     pub(super) fn usage_from(&self, position: i64) -> &[TailUsage] {
         &self.usage[self.usage.partition_point(|usage| usage.position < position)..]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use ratemill_schemas::files::{FileClaim, FileState};
+
+    use super::*;
+    use crate::log::LogWriter;
+
+    #[test]
+    fn no_more_is_held_than_was_said() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut writer = LogWriter::new(folder.path(), 0).unwrap();
+        let bytes = (0..8).map(|_| writer.append(&mut frame(), 1, 0).unwrap()).max().unwrap();
+        let schema = UsageSchema::new(Vec::new());
+        let mut tail = Tail::default();
+        let behind = |read: Result<(), EpochError>| matches!(read, Err(EpochError::Behind { records: 8 }));
+        for _ in 0..2 {
+            assert!(behind(tail.read(folder.path(), (0, 8), 3 * bytes, &schema)));
+            assert!(tail.frames.len() <= 5, "{}", tail.frames.len());
+        }
+        // The lake took some of it.
+        tail.read(folder.path(), (5, 8), 3 * bytes, &schema).unwrap();
+        assert_eq!(tail.frames.len(), 3);
+        tail.read(folder.path(), (0, 8), 8 * bytes, &schema).unwrap();
+        assert_eq!(tail.frames.len(), 8);
+    }
+
+    fn frame() -> Frame {
+        let claim = FileClaim {
+            connector: "c".into(),
+            path: "p".into(),
+            etag: "e".into(),
+            size: 1,
+            content_hash: String::new(),
+            state: FileState::Taken,
+            rows: 1,
+            rejected: 0,
+        };
+        Frame::new(None, None, 0, Vec::new(), vec![claim])
     }
 }

@@ -1,9 +1,11 @@
 //! What upkeep needs of the owner of the tables.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use datafusion::execution::runtime_env::RuntimeEnv;
 use ratemill_rules::session::SessionLimits;
+use tokio::sync::RwLock;
 
 use super::run::{EpochError, Epochs, Tables};
 use crate::lake::{Lake, LakeTable, TableChange};
@@ -29,6 +31,19 @@ impl Epochs {
     #[must_use]
     pub fn reading(&self) -> (Lake, Arc<RuntimeEnv>, SessionLimits) {
         (self.lake.clone(), Arc::clone(&self.runtime), self.limits.clone())
+    }
+
+    /// The folder of the log.
+    #[must_use]
+    pub fn log_folder(&self) -> &Path {
+        &self.log_folder
+    }
+
+    /// Held by whoever adopts a file, from before it is kept until the log names it: files that nobody names are removed
+    /// while nobody holds it.
+    #[must_use]
+    pub fn adopting(&self) -> Arc<RwLock<()>> {
+        Arc::clone(&self.adopting)
     }
 
     /// Commits a change of upkeep between two epochs; `false` when it is not the time for it, or there is nothing to change

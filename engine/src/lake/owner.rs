@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 use super::{Lake, LakeError};
 use crate::failpoint::Failpoint;
 use crate::installation::Installation;
+use crate::log;
 
 /// How long a lease counts where it does not say so itself, µs.
 const LEASE: i64 = 60_000_000;
@@ -89,11 +90,11 @@ pub struct Ownership {
 
 impl Ownership {
     /// Takes the lake for the installation's log, which this process has locked; others may have it once it was not
-    /// renewed for `lasts` µs.
+    /// renewed for `lasts` µs. The lake has the records of its last log before `drained`.
     ///
     /// # Errors
     /// [`LakeError::Held`] names the holder; another log that was not drained keeps the lake even after its lease.
-    pub async fn take(lake: &Lake, installation: &Installation, lasts: i64) -> Result<Self, LakeError> {
+    pub async fn take(lake: &Lake, installation: &Installation, lasts: i64, drained: i64) -> Result<Self, LakeError> {
         let log_id = installation.log_id();
         let last = latest(lake).await?;
         if let Some(claim) = last.as_ref().filter(|claim| claim.log_id == log_id) {
@@ -106,6 +107,8 @@ impl Ownership {
                     claim.generation
                 )));
             }
+            // What the lake has of this log makes room for what a start writes.
+            log::trim(installation.folder(), drained).map_err(|error| LakeError::Held(error.to_string()))?;
         }
         if let Some(claim) = &last
             && claim.log_id != log_id

@@ -9,9 +9,9 @@ use ratemill_schemas::UsageSchema;
 use serde::Serialize;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
-use crate::api::RunningQuestion;
+use crate::api::{RunningQuestion, Unanswered};
 use crate::config::Settings;
-use crate::epoch::{Applied, ApplyError, ApplyRequest, EpochReport, Epochs, Finalize, PendingChanges, Reloaded, running_rows};
+use crate::epoch::{Applied, ApplyError, ApplyRequest, EpochError, EpochReport, Epochs, Finalize, PendingChanges, Reloaded, running_rows};
 use crate::pipeline::shown;
 
 /// Questions that wait while an epoch runs.
@@ -213,8 +213,11 @@ async fn answer(epochs: &Epochs, question: RunningQuestion) {
         return;
     }
     let started = std::time::Instant::now();
-    let charges = epochs.running_of(question.rule.as_deref(), question.customer.as_deref()).await.map_err(|error| error.to_string());
-    let rows = charges.and_then(|charges| running_rows(&charges).map_err(|error| error.to_string()));
+    let charges = epochs.running_of(question.rule.as_deref(), question.customer.as_deref()).await.map_err(|error| match error {
+        EpochError::Behind { .. } => Unanswered::Later(error.to_string()),
+        error => Unanswered::Failed(error.to_string()),
+    });
+    let rows = charges.and_then(|charges| running_rows(&charges).map_err(|error| Unanswered::Failed(error.to_string())));
     metrics::histogram!("ratemill_running_charges_duration_seconds").record(started.elapsed());
     // Who asked may be gone.
     let _ = question.answer.send(rows);

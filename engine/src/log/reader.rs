@@ -1,5 +1,6 @@
 //! Reading frames: at start all of them, in an epoch those of its range.
 
+use std::collections::BTreeSet;
 use std::fs::OpenOptions;
 use std::path::Path;
 
@@ -130,6 +131,43 @@ pub fn read_range(folder: &Path, from: i64, to: i64, bytes_max: u64) -> Result<V
     checked(folder, frames, from)
 }
 
+/// The frames from position `from` on, to the end of the log: about so many bytes at a time.
+pub fn parts(folder: &Path, from: i64, bytes_max: u64) -> impl Iterator<Item = Result<Vec<Frame>, LogError>> {
+    let mut next = Some(from);
+    std::iter::from_fn(move || {
+        let read = read_range(folder, next?, i64::MAX, bytes_max);
+        next = read.as_ref().ok().and_then(|frames| frames.last()).map(|frame| frame.header.end());
+        Some(read).filter(|read| read.as_ref().map_or(true, |frames| !frames.is_empty()))
+    })
+}
+
+/// The content hashes of adopted files that the log names, whether the lake has their rows or not.
+///
+/// # Errors
+/// [`LogError::Damaged`] when a frame before the last segment cannot be read.
+pub fn adopted_files(folder: &Path) -> Result<BTreeSet<String>, LogError> {
+    let all = segments(folder)?;
+    let mut found = BTreeSet::new();
+    for (index, (_, path)) in all.iter().enumerate() {
+        let bytes = match std::fs::read(path) {
+            // It was trimmed in between.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+            read => read.map_err(|error| LogError::io(path, error))?,
+        };
+        let mut offset = 0;
+        while let Step::Frame(payload, next) = step(&bytes, offset) {
+            let (header, _) = decode_header(payload).map_err(|source| LogError::Arrow { path: path.clone(), source })?;
+            found.extend(header.adopted.into_iter().map(|adopted| adopted.file.content_hash));
+            offset = next;
+        }
+        // The last one may be written to at this moment.
+        if offset < bytes.len() && index + 1 < all.len() {
+            return Err(LogError::Damaged { path: path.clone(), offset: offset as u64 });
+        }
+    }
+    Ok(found)
+}
+
 fn checked(folder: &Path, frames: Vec<Frame>, from: i64) -> Result<Vec<Frame>, LogError> {
     let mut expected = from;
     for frame in &frames {
@@ -205,5 +243,18 @@ mod tests {
         let frames = read_range(folder.path(), 1, 4, u64::MAX).unwrap();
         assert_eq!(frames.iter().map(|frame| frame.header.position).collect::<Vec<_>>(), [1, 2, 3]);
         assert_eq!(read_range(folder.path(), 1, 4, 1).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn parts_have_every_frame_once() {
+        let (folder, path) = written(5);
+        let positions = |from: i64, bytes_max: u64| -> Vec<Vec<i64>> {
+            parts(folder.path(), from, bytes_max).map(|part| part.unwrap().iter().map(|frame| frame.header.position).collect()).collect()
+        };
+        assert_eq!(positions(1, 1), [[1], [2], [3], [4]]);
+        assert_eq!(positions(1, u64::MAX), [[1, 2, 3, 4]]);
+        assert_eq!(positions(5, 1), Vec::<Vec<i64>>::new());
+        let frame_bytes = path.metadata().unwrap().len() / 5;
+        assert_eq!(positions(0, frame_bytes), [vec![0, 1], vec![2, 3], vec![4]]);
     }
 }

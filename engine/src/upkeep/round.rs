@@ -1,14 +1,16 @@
 //! One round of upkeep over all tables: what is long is done here, beside the epochs; what must stand between two of them
 //! is asked for.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use datafusion::execution::runtime_env::RuntimeEnv;
 use ratemill_rules::session::{SessionLimits, session};
 use ratemill_schemas::time;
 use serde::Serialize;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{RwLock, mpsc, oneshot};
 
+use super::adopted::unnamed_files;
 use super::compaction::{Eagerness, groups};
 use super::retention::{OldEpochs, abandoned_checkpoints};
 use super::settings::UpkeepSettings;
@@ -71,6 +73,8 @@ pub struct UpkeepReport {
     pub epoch_files_removed: usize,
     /// Parts of unfinished checkpoints of open windows that were removed.
     pub checkpoint_files_removed: usize,
+    /// Files that were to be adopted, became no usage, and were removed.
+    pub adopted_files_removed: usize,
 }
 
 /// A round.
@@ -83,6 +87,10 @@ pub(super) struct Round {
     pub(super) settings: UpkeepSettings,
     pub(super) extent: Extent,
     pub(super) requests: mpsc::Sender<Request>,
+    /// The folder of the log.
+    pub(super) log_folder: PathBuf,
+    /// Held by whoever adopts a file.
+    pub(super) adopting: Arc<RwLock<()>>,
 }
 
 impl Round {
@@ -195,8 +203,22 @@ impl Round {
             epochs.remove(&self.lake).await?;
             self.lake.remove_all(&checkpoints).await?;
         }
+        self.clean_adopted(report, clock).await?;
         report.epoch_files_removed = epochs.files.len();
         report.checkpoint_files_removed = checkpoints.len();
+        Ok(())
+    }
+
+    /// Another round comes where files are being adopted.
+    async fn clean_adopted(&self, report: &mut UpkeepReport, clock: i64) -> Result<(), LakeError> {
+        let Ok(_nobody_adopts) = self.adopting.try_write() else { return Ok(()) };
+        let Some(table) = self.tables.iter().find(|table| table.name() == "adopted") else { return Ok(()) };
+        let context = session(Arc::clone(&self.runtime), &self.limits);
+        let unnamed = unnamed_files(&self.lake, table.clone(), &self.log_folder, &context, clock).await?;
+        if !report.dry_run {
+            self.lake.remove_all(&unnamed).await?;
+        }
+        report.adopted_files_removed = unnamed.len();
         Ok(())
     }
 }

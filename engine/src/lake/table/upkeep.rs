@@ -4,7 +4,7 @@
 //! of the old ones, if these are still there. A crash in between leaves files that no commit names. The rows of the table
 //! are the same before and after, so readers step over such commits.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use arrow::array::RecordBatch;
@@ -15,8 +15,9 @@ use deltalake_core::operations::vacuum::VacuumMode;
 use deltalake_core::protocol::{DeltaOperation, SaveMode};
 use deltalake_core::table::config::{TablePropertiesExt, TableProperty};
 use futures::{StreamExt, TryStreamExt};
-use object_store::ObjectStore;
 use object_store::path::Path;
+use object_store::{ObjectStore, ObjectStoreExt};
+use ratemill_schemas::time;
 use serde::Deserialize;
 
 use super::{AppendOutcome, FILE_BYTES, LakeTable, delta};
@@ -24,6 +25,9 @@ use crate::lake::{Lake, LakeError};
 
 /// Name of the application transactions of upkeep.
 const UPKEEP: &str = "ratemill/upkeep";
+
+/// Age at which a file has no commit to come that names it, µs: an epoch that waits for its store wrote it a while ago.
+const UNNAMED: i64 = 86_400_000_000;
 
 /// A data file of the loaded version.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -216,12 +220,27 @@ impl LakeTable {
     }
 
     /// Files that no version needs which is younger than the table [keeps removed files](Self::keeps_removed), nor version
-    /// `kept`; and files of that age that no commit names.
+    /// `kept`; and files that no commit names, once they are of that age and older than any commit that may still name them.
     ///
     /// # Errors
     /// [`LakeError::Delta`], as when version `kept` cannot be read.
     pub async fn stale_files(&self, kept: Option<u64>) -> Result<Vec<String>, LakeError> {
-        let mut vacuum = self.table.clone().vacuum().with_mode(VacuumMode::Full).with_dry_run(true);
+        let mut stale = self.vacuum(VacuumMode::Lite, kept).await?;
+        let removed: HashSet<String> = stale.iter().cloned().collect();
+        let unnamed = self.vacuum(VacuumMode::Full, kept).await?.into_iter().filter(|path| !removed.contains(path));
+        let before = time::now().saturating_sub(UNNAMED);
+        for path in unnamed {
+            match self.table.object_store().head(&parsed(&path)).await {
+                Ok(file) if file.last_modified.timestamp_micros() < before => stale.push(path),
+                Ok(_) | Err(object_store::Error::NotFound { .. }) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(stale)
+    }
+
+    async fn vacuum(&self, mode: VacuumMode, kept: Option<u64>) -> Result<Vec<String>, LakeError> {
+        let mut vacuum = self.table.clone().vacuum().with_mode(mode).with_dry_run(true);
         if let Some(version) = kept {
             vacuum = vacuum.with_keep_versions(&[version]);
         }
@@ -234,9 +253,13 @@ impl LakeTable {
     /// # Errors
     /// [`LakeError::Store`].
     pub async fn remove_files(&self, paths: &[String]) -> Result<(), LakeError> {
-        let paths = paths.iter().map(|path| Path::parse(path).unwrap_or_else(|_| Path::from(path.as_str())));
-        delete_all(self.table.object_store().as_ref(), paths.collect()).await
+        delete_all(self.table.object_store().as_ref(), paths.iter().map(|path| parsed(path)).collect()).await
     }
+}
+
+/// A path as the table says it.
+fn parsed(path: &str) -> Path {
+    Path::parse(path).unwrap_or_else(|_| Path::from(path))
 }
 
 /// Deletes files; what is gone already is no error.
