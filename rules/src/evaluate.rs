@@ -246,9 +246,10 @@ impl Evaluator {
         self.given.contains_key(&format!("earlier.{}", rule.name))
     }
 
-    /// Whether the charges of a window are published.
-    pub(crate) fn is_published(&self, rule: &Rule, window: Window) -> bool {
-        self.published.get(&rule.name).is_some_and(|published| published.contains_key(&window))
+    /// The charges of a window as they are published.
+    pub(crate) fn published_charges(&self, rule: &Rule, window: Window) -> Option<WindowCharges> {
+        let charges = self.published.get(&rule.name)?.get(&window)?.clone();
+        Some(WindowCharges { window, charges })
     }
 
     fn set(&self, rule: &Rule, windows: &[Window]) -> Result<Arc<WindowSet>, RateError> {
@@ -275,9 +276,8 @@ impl Evaluator {
         all.sort_by_key(|(window, _)| *window);
         all.dedup_by_key(|(window, _)| *window);
         for (window, version) in all {
-            let published = self.published.get(&rule.name).and_then(|published| published.get(&window));
-            if let Some(published) = published.filter(|_| !wanted.contains(&window)) {
-                self.keep(version, &[WindowCharges { window, charges: published.clone() }]);
+            if let Some(published) = self.published_charges(version, window).filter(|_| !wanted.contains(&window)) {
+                self.keep(version, &[published]);
                 continue;
             }
             if wanted.contains(&window) && version.version != rule.version {
