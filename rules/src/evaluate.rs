@@ -105,6 +105,16 @@ pub enum RateError {
         /// The reference table.
         table: String,
     },
+    /// The window comes after one whose charges it depends on, and which cannot be rated.
+    #[error("rule `{rule}`, window {window}: its charges depend on those of window {earlier}, which cannot be rated")]
+    Earlier {
+        /// The rule.
+        rule: String,
+        /// The window.
+        window: Window,
+        /// The window that cannot be rated.
+        earlier: Window,
+    },
     /// The windows were not rated in time.
     #[error(
         "rule `{rule}`, {windows}: not rated within {limit:?}, with the rules that it reads; rate fewer windows at once, make the query read less (`ratemill explain` shows its plan), or give it more time"

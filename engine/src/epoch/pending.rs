@@ -286,7 +286,7 @@ impl Search<'_> {
             return Ok(());
         };
         let read = closure(&project, rule);
-        if let Some(upstream) = read.iter().find(|upstream| *upstream != name && progress.failed.contains(*upstream)) {
+        if let Some(upstream) = read.iter().find(|upstream| progress.failed.contains(*upstream)) {
             fail(progress, format!("rule `{name}`: rule `{upstream}`, which it reads, failed"));
             return Ok(());
         }

@@ -73,7 +73,7 @@ impl Epochs {
                 continue;
             };
             let read = closure(&project, rule);
-            if let Some(upstream) = read.iter().find(|upstream| *upstream != name && failed.contains(*upstream)) {
+            if let Some(upstream) = read.iter().find(|upstream| failed.contains(*upstream)) {
                 failed.insert(name.to_owned());
                 self.note_failure(&wrong(format!("rule `{upstream}`, which it reads, failed")), name, &tasks, state, failures);
                 continue;
@@ -139,7 +139,9 @@ impl Epochs {
             windows.remove(&task.window.window);
         }
         windows.retain(|window| self.folds.holds(rule, *window));
-        if !Arc::ptr_eq(project, &self.project) || windows.is_empty() {
+        // They follow each other: what is read from the table comes first, or between them.
+        let follows = rule.reads_itself() && tasks.iter().any(|task| !windows.contains(&task.window.window));
+        if !Arc::ptr_eq(project, &self.project) || windows.is_empty() || follows {
             return HashMap::new();
         }
         let windows: Vec<Window> = windows.into_iter().collect();
@@ -344,23 +346,48 @@ fn union(parts: &[RecordBatch]) -> Result<RecordBatch, arrow::error::ArrowError>
     concat_batches(&schema, &conformed)
 }
 
+/// Charges by window, and the windows that cannot be rated.
+type Apart = (HashMap<Window, RecordBatch>, Vec<(Window, RateError)>);
+
 /// The charges of the windows that can be rated, and the errors of the others: a mistake in one window stands in no other's
-/// way.
-pub(super) async fn evaluate_apart(
-    evaluator: &Evaluator,
-    rule: &Rule,
-    windows: &[Window],
-) -> (HashMap<Window, RecordBatch>, Vec<(Window, RateError)>) {
+/// way, unless the rule reads its own earlier charges.
+pub(super) async fn evaluate_apart(evaluator: &Evaluator, rule: &Rule, windows: &[Window]) -> Apart {
     let by_window = |found: Vec<WindowCharges>| found.into_iter().map(|result| (result.window, result.charges));
     let mut errors = Vec::new();
     if let Ok(found) = evaluator.evaluate(rule, windows).await {
         return (by_window(found).collect(), errors);
+    }
+    if rule.reads_itself() {
+        return evaluate_onward(evaluator, rule, windows).await;
     }
     let mut charges = HashMap::new();
     for window in windows {
         match evaluator.evaluate(rule, std::slice::from_ref(window)).await {
             Ok(found) => charges.extend(by_window(found)),
             Err(error) => errors.push((*window, error)),
+        }
+    }
+    (charges, errors)
+}
+
+/// The same window after window, each with the charges of those before as they are by now; none after one that cannot be
+/// rated.
+async fn evaluate_onward(evaluator: &Evaluator, rule: &Rule, windows: &[Window]) -> Apart {
+    let mut ordered = windows.to_vec();
+    ordered.sort_unstable();
+    let mut evaluator = evaluator.clone();
+    let (mut charges, mut errors) = (HashMap::new(), Vec::<(Window, RateError)>::new());
+    for window in ordered {
+        if let Some((earlier, _)) = errors.first() {
+            errors.push((window, RateError::Earlier { rule: rule.name.clone(), window, earlier: *earlier }));
+            continue;
+        }
+        match evaluator.evaluate(rule, &[window]).await {
+            Ok(found) => {
+                charges.extend(found.iter().map(|result| (result.window, result.charges.clone())));
+                evaluator = evaluator.with_published(&rule.name, found);
+            }
+            Err(error) => errors.push((window, error)),
         }
     }
     (charges, errors)
