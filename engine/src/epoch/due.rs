@@ -240,7 +240,7 @@ pub(super) fn due(
                 _ => published.is_none() && is_due(state, rule, &rated, clock),
             };
             if is_due {
-                let cause = if published.is_some_and(|range| range.published) { "re-rate" } else { "window closed" };
+                let cause = if published.is_some_and(|range| range.published) { "re-rate" } else { WindowTask::CLOSED };
                 candidates.push((rated, cause));
             }
         }
@@ -342,7 +342,7 @@ pub(super) fn held_periods(
     let mut due: Vec<(RuleWindow, &str)> = Vec::new();
     for rated in rule.rated_between(reference, rule.options.effective_from, to)? {
         if state.finalized.get(&rule.name, &rated).is_none() && is_due(state, rule, &rated, clock) {
-            due.push((rated, "window closed"));
+            due.push((rated, WindowTask::CLOSED));
         }
     }
     let free: BTreeSet<RuleWindow> = without_held(state, moved, rule, due.clone()).into_iter().map(|(rated, _)| rated).collect();

@@ -23,6 +23,8 @@ pub struct WindowTask {
 }
 
 impl WindowTask {
+    /// The cause of windows that are published for the first time.
+    pub(super) const CLOSED: &'static str = "window closed";
     /// The cause of windows that voids and amendments correct.
     pub(super) const CHANGED: &'static str = "void or amendment";
     /// The cause of windows whose unrated usage is rated by now.

@@ -19,7 +19,7 @@ use super::changes::Changes;
 use super::due;
 use super::finalized::Finalized;
 use super::manifest::{Manifest, WindowTask};
-use super::run::{EpochError, Epochs, Tables};
+use super::run::{APPLICATION, EpochError, Epochs, Tables};
 use super::state::EngineState;
 use crate::lake::Lake;
 use crate::ledger::{self, Posting};
@@ -40,8 +40,36 @@ pub(super) struct Rating<'e> {
     pub(super) last: i64,
 }
 
+/// How far the rating of an epoch has come.
+#[derive(Debug, Default)]
+struct Progress {
+    evaluated: Evaluated,
+    /// Rules of which a window could not be rated.
+    failed: HashSet<String>,
+    /// Rules of which a window is left to the next epoch.
+    left: HashSet<String>,
+    /// The charges of the epoch are in the ledger, by an attempt before: nothing is added to them.
+    is_posted: bool,
+    postings: Vec<RecordBatch>,
+}
+
+impl Progress {
+    /// Leaves windows to the next epoch, as if they were not in this one.
+    fn leave<'t>(&mut self, tasks: impl IntoIterator<Item = &'t WindowTask>, state: &mut EngineState) {
+        for task in tasks {
+            tracing::info!(rule = task.rule, window = %task.window, "the charges of the epoch are written without this window; the next one has it");
+            self.left.insert(task.rule.clone());
+            // What is not final is due again.
+            if task.cause != WindowTask::CLOSED || state.finalized.get(&task.rule, &task.window).is_some() {
+                state.pending.push(task.clone());
+            }
+        }
+    }
+}
+
 impl Epochs {
-    /// Evaluates the manifest's windows and returns the rows that the ledger needs.
+    /// Evaluates the manifest's windows and returns the rows that the ledger needs. What an attempt before could not rate, and
+    /// this one can, is left to the next epoch where the charges of this one are written.
     pub(super) async fn rate(
         &mut self,
         manifest: &Manifest,
@@ -49,10 +77,8 @@ impl Epochs {
         state: &mut EngineState,
         failures: &mut Vec<String>,
     ) -> Result<Vec<RecordBatch>, EpochError> {
-        let arrow = |source| EpochError::Arrow { epoch: manifest.epoch, source };
-        let mut postings = Vec::new();
-        let mut evaluated = Evaluated::new();
-        let mut failed: HashSet<String> = HashSet::new();
+        let is_posted = self.tables.charges.has(APPLICATION, manifest.epoch).await?;
+        let mut progress = Progress { is_posted, ..Progress::default() };
         for tasks in grouped(&self.project, &manifest.tasks) {
             let Some(first) = tasks.first() else { continue };
             let (name, rule_version, reference_version) =
@@ -60,7 +86,7 @@ impl Epochs {
             let project = match self.rating().version(name, rule_version, reference_version).await {
                 Ok(project) => project,
                 Err(error @ EpochError::Version { .. }) => {
-                    failed.insert(name.to_owned());
+                    progress.failed.insert(name.to_owned());
                     self.note_failure(&error, name, &tasks, state, failures);
                     continue;
                 }
@@ -68,62 +94,102 @@ impl Epochs {
             };
             let wrong = |message: String| EpochError::Version { rule: name.to_owned(), version: rule_version.to_owned(), message };
             let Some(rule) = project.rule(name, rule_version) else {
-                failed.insert(name.to_owned());
+                progress.failed.insert(name.to_owned());
                 self.note_failure(&wrong("is not what its name in the lake says".to_owned()), name, &tasks, state, failures);
                 continue;
             };
             let read = closure(&project, rule);
-            if let Some(upstream) = read.iter().find(|upstream| failed.contains(*upstream)) {
-                failed.insert(name.to_owned());
-                self.note_failure(&wrong(format!("rule `{upstream}`, which it reads, failed")), name, &tasks, state, failures);
+            if let Some(upstream) = read.iter().find(|upstream| progress.failed.contains(*upstream)) {
+                let error = wrong(format!("rule `{upstream}`, which it reads, failed"));
+                progress.failed.insert(name.to_owned());
+                self.note_failure(&error, name, &tasks, state, failures);
                 continue;
             }
-            let windows: Vec<Window> = tasks.iter().map(|task| task.window.window).collect::<BTreeSet<Window>>().into_iter().collect();
-            let started = std::time::Instant::now();
+            if read.iter().any(|upstream| progress.left.contains(upstream)) {
+                progress.leave(tasks, state);
+                continue;
+            }
             let usage = changes_after.unwrap_or(&self.changes).over(self.usage()?)?;
-            let evaluator = self.rating().evaluator(Arc::clone(&project), usage, &read, &windows, state, &evaluated).await?;
-            let mut results = self.folded(&project, rule, &tasks, &evaluator).await;
-            let rest: Vec<Window> = windows.iter().copied().filter(|window| !results.contains_key(window)).collect();
-            let (found, errors) = evaluate_apart(&evaluator, rule, &rest).await;
-            results.extend(found);
+            let (results, errors) = self.evaluate_group(&project, rule, &tasks, usage, state, &progress.evaluated).await?;
             for (window, error) in errors {
-                if is_unreadable(&error) {
-                    return Err(error.into());
-                }
-                failed.insert(name.to_owned());
+                progress.failed.insert(name.to_owned());
                 let of_window: Vec<&WindowTask> = tasks.iter().filter(|task| task.window.window == window).copied().collect();
                 self.note_failure(&error, name, &of_window, state, failures);
             }
-            tracing::debug!(rule = name, windows = windows.len(), elapsed = ?started.elapsed(), "evaluated");
-            let started = std::time::Instant::now();
-            let of_contracts = tasks.iter().all(|task| task.window.contract_id.is_some());
-            let published = Grouped::by_window(self.rating().published(name, &windows).await?, of_contracts);
-            let results: HashMap<Window, Grouped> =
-                results.iter().map(|(window, charges)| (*window, Grouped::of_window(charges, *window, of_contracts))).collect();
-            let open: HashSet<RuleWindow> = state.open.iter().filter(|open| open.rule == name).map(|open| open.window.clone()).collect();
-            let mut closed: HashSet<&RuleWindow> = HashSet::new();
-            for task in tasks {
-                let Some(results) = results.get(&task.window.window) else { continue };
-                let charges = results.rows_of(&task.window).map_err(arrow)?;
-                let before = published.rows_of(&task.window).map_err(arrow)?;
-                let known = state.finalized.get(&task.rule, &task.window).is_some_and(|range| range.published);
-                let posting = self.posting(manifest, task, known)?;
-                let rows = ledger::post(&before, &charges, &posting).map_err(arrow)?;
-                if due::is_current(&project.reference, &task.window)? {
-                    let published = known || open.contains(&task.window) || charges.num_rows() > 0;
-                    state.finalized.insert(Finalized::window(task, published));
-                    closed.insert(&task.window);
-                } else {
-                    // The contract has no such period any more, and its charges are taken back.
-                    state.finalized.remove(&task.rule, &task.window);
-                }
-                evaluated.entry(name.to_owned()).or_default().insert(task.window.clone(), charges);
-                postings.extend(rows);
-            }
-            state.close(name, &closed);
-            tracing::debug!(rule = name, elapsed = ?started.elapsed(), "compared with the ledger");
+            self.post_group(manifest, &project, &tasks, &results, state, &mut progress).await?;
         }
-        Ok(postings)
+        Ok(progress.postings)
+    }
+
+    /// The charges of the windows of a group that can be rated, folded or read, and the errors of the others.
+    async fn evaluate_group(
+        &self,
+        project: &Arc<RuleProject>,
+        rule: &Rule,
+        tasks: &[&WindowTask],
+        usage: Arc<dyn TableProvider>,
+        state: &EngineState,
+        evaluated: &Evaluated,
+    ) -> Result<Apart, EpochError> {
+        let started = std::time::Instant::now();
+        let windows = windows_of(tasks);
+        let read = closure(project, rule);
+        let evaluator = self.rating().evaluator(Arc::clone(project), usage, &read, &windows, state, evaluated).await?;
+        let mut results = self.folded(project, rule, tasks, &evaluator).await;
+        let rest: Vec<Window> = windows.iter().copied().filter(|window| !results.contains_key(window)).collect();
+        let (found, mut errors) = evaluate_apart(&evaluator, rule, &rest).await;
+        results.extend(found);
+        if let Some(unreadable) = errors.iter().position(|(_, error)| is_unreadable(error)) {
+            return Err(errors.swap_remove(unreadable).1.into());
+        }
+        tracing::debug!(rule = rule.name, windows = windows.len(), elapsed = ?started.elapsed(), "evaluated");
+        Ok((results, errors))
+    }
+
+    /// Compares the charges of a group with the ledger, and finalizes its windows.
+    async fn post_group(
+        &self,
+        manifest: &Manifest,
+        project: &RuleProject,
+        tasks: &[&WindowTask],
+        results: &HashMap<Window, RecordBatch>,
+        state: &mut EngineState,
+        progress: &mut Progress,
+    ) -> Result<(), EpochError> {
+        let arrow = |source| EpochError::Arrow { epoch: manifest.epoch, source };
+        let Some(WindowTask { rule: name, .. }) = tasks.first() else { return Ok(()) };
+        let started = std::time::Instant::now();
+        let of_contracts = tasks.iter().all(|task| task.window.contract_id.is_some());
+        let published = Grouped::by_window(self.rating().published(name, &windows_of(tasks)).await?, of_contracts);
+        let results: HashMap<Window, Grouped> =
+            results.iter().map(|(window, charges)| (*window, Grouped::of_window(charges, *window, of_contracts))).collect();
+        let open: HashSet<RuleWindow> = state.open.iter().filter(|open| open.rule == *name).map(|open| open.window.clone()).collect();
+        let mut closed: HashSet<&RuleWindow> = HashSet::new();
+        for task in tasks {
+            let Some(results) = results.get(&task.window.window) else { continue };
+            let charges = results.rows_of(&task.window).map_err(arrow)?;
+            let before = published.rows_of(&task.window).map_err(arrow)?;
+            let known = state.finalized.get(&task.rule, &task.window).is_some_and(|range| range.published);
+            let posting = self.posting(manifest, task, known)?;
+            let rows = ledger::post(&before, &charges, &posting).map_err(arrow)?;
+            if progress.is_posted && rows.iter().any(|rows| rows.num_rows() > 0) {
+                progress.leave([*task], state);
+                continue;
+            }
+            if due::is_current(&project.reference, &task.window)? {
+                let published = known || open.contains(&task.window) || charges.num_rows() > 0;
+                state.finalized.insert(Finalized::window(task, published));
+                closed.insert(&task.window);
+            } else {
+                // The contract has no such period any more, and its charges are taken back.
+                state.finalized.remove(&task.rule, &task.window);
+            }
+            progress.evaluated.entry(name.clone()).or_default().insert(task.window.clone(), charges);
+            progress.postings.extend(rows);
+        }
+        state.close(name, &closed);
+        tracing::debug!(rule = name, elapsed = ?started.elapsed(), "compared with the ledger");
+        Ok(())
     }
 
     /// The charges of windows that close and are folded; what fails here is read from the table, for a better message.
@@ -135,7 +201,7 @@ impl Epochs {
         evaluator: &Evaluator,
     ) -> HashMap<Window, RecordBatch> {
         let mut windows: BTreeSet<Window> = tasks.iter().map(|task| task.window.window).collect();
-        for task in tasks.iter().filter(|task| task.cause != "window closed") {
+        for task in tasks.iter().filter(|task| task.cause != WindowTask::CLOSED) {
             windows.remove(&task.window.window);
         }
         windows.retain(|window| self.folds.holds(rule, *window));
@@ -344,6 +410,11 @@ fn union(parts: &[RecordBatch]) -> Result<RecordBatch, arrow::error::ArrowError>
         })
         .collect::<Result<_, _>>()?;
     concat_batches(&schema, &conformed)
+}
+
+/// The windows of these tasks, each once, in order.
+fn windows_of(tasks: &[&WindowTask]) -> Vec<Window> {
+    tasks.iter().map(|task| task.window.window).collect::<BTreeSet<Window>>().into_iter().collect()
 }
 
 /// Charges by window, and the windows that cannot be rated.

@@ -237,7 +237,7 @@ impl Epochs {
             rule_version: rule.version.clone(),
             reference_version: self.project.reference.version().to_owned(),
             window: rated.clone(),
-            cause: "window closed".to_owned(),
+            cause: WindowTask::CLOSED.to_owned(),
         }
     }
 }
