@@ -361,7 +361,7 @@ impl Evaluator {
 
 pub(crate) fn root_message(error: &DataFusionError) -> String {
     let message = error.find_root().strip_backtrace();
-    ["Execution error: ", "Arrow error: ", "Compute error: ", "Error during planning: "]
+    ["External error: ", "Execution error: ", "Arrow error: ", "Compute error: ", "Error during planning: "]
         .iter()
         .fold(message, |message, prefix| message.strip_prefix(prefix).map(str::to_owned).unwrap_or(message))
 }
