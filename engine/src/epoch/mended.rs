@@ -171,7 +171,7 @@ impl Epochs {
         }
         let mut tasks = std::mem::take(&mut found.tasks);
         if !tasks.is_empty() {
-            due::add_readers(&self.state, &self.project, &mut tasks)?;
+            due::add_readers(&self.state, (&self.project, &self.former), &mut tasks)?;
             for task in &mut tasks {
                 WindowTask::MENDED.clone_into(&mut task.cause);
             }

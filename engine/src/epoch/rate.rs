@@ -19,8 +19,9 @@ use super::changes::Changes;
 use super::due;
 use super::finalized::Finalized;
 use super::manifest::{Manifest, WindowTask};
-use super::run::{APPLICATION, EpochError, Epochs, Tables};
+use super::run::{APPLICATION, EpochError, Epochs};
 use super::state::EngineState;
+use super::tables::Tables;
 use crate::lake::Lake;
 use crate::ledger::{self, Posting};
 
@@ -79,7 +80,8 @@ impl Epochs {
     ) -> Result<Vec<RecordBatch>, EpochError> {
         let is_posted = self.tables.charges.has(APPLICATION, manifest.epoch).await?;
         let mut progress = Progress { is_posted, ..Progress::default() };
-        for tasks in grouped(&self.project, &manifest.tasks) {
+        let versions: Vec<&Rule> = self.project.rules.iter().chain(&self.former).collect();
+        for tasks in grouped(&versions, &manifest.tasks) {
             let Some(first) = tasks.first() else { continue };
             let (name, rule_version, reference_version) =
                 (first.rule.as_str(), first.rule_version.as_str(), first.reference_version.as_str());
@@ -465,18 +467,19 @@ async fn evaluate_onward(evaluator: &Evaluator, rule: &Rule, windows: &[Window])
 }
 
 /// Tasks in the order of rating, those of one rule and of the same versions together: rules that are read first. A rule that
-/// reads its own earlier charges is rated in the order of time, whatever versions follow each other.
-pub(super) fn grouped<'t>(project: &RuleProject, tasks: impl IntoIterator<Item = &'t WindowTask>) -> Vec<Vec<&'t WindowTask>> {
+/// reads its own earlier charges is rated in the order of time, whatever versions follow each other. `rules` has the
+/// versions of the tasks, and may have more.
+pub(super) fn grouped<'t>(rules: &[&Rule], tasks: impl IntoIterator<Item = &'t WindowTask>) -> Vec<Vec<&'t WindowTask>> {
     let versions = |task: &'t WindowTask| (&task.rule_version, &task.reference_version);
     let mut by_rule: BTreeMap<&str, Vec<&WindowTask>> = BTreeMap::new();
     for task in tasks {
         by_rule.entry(&task.rule).or_default().push(task);
     }
     let mut by_rule: Vec<(&str, Vec<&WindowTask>)> = by_rule.into_iter().collect();
-    by_rule.sort_by_key(|(name, _)| depth(project, name));
+    by_rule.sort_by_key(|(name, _)| depth(rules, name));
     let mut groups = Vec::new();
     for (name, mut tasks) in by_rule {
-        if project.rules.iter().any(|rule| rule.name == name && rule.reads_itself()) {
+        if rules.iter().any(|rule| rule.name == name && rule.reads_itself()) {
             tasks.sort_by_key(|task| &task.window);
         } else {
             tasks.sort_by_key(|task| versions(task));
@@ -503,20 +506,23 @@ fn is_unreadable(error: &RateError) -> bool {
 
 /// Every rule whose charges `rule` reads, itself or through others.
 pub(super) fn closure(project: &RuleProject, rule: &Rule) -> BTreeSet<String> {
+    read_through(&project.rules.iter().collect::<Vec<_>>(), std::iter::once(rule))
+}
+
+/// Every rule whose charges these read, themselves or through others of `rules`.
+fn read_through<'r>(rules: &[&'r Rule], readers: impl Iterator<Item = &'r Rule>) -> BTreeSet<String> {
     let mut read = BTreeSet::new();
-    let mut next: Vec<&String> = rule.upstream.iter().chain(&rule.earlier).collect();
+    let mut next: Vec<&String> = readers.flat_map(|rule| rule.upstream.iter().chain(&rule.earlier)).collect();
     while let Some(name) = next.pop() {
         if read.insert(name.clone()) {
-            next.extend(
-                project.rules.iter().filter(|other| other.name == *name).flat_map(|other| other.upstream.iter().chain(&other.earlier)),
-            );
+            next.extend(rules.iter().filter(|other| other.name == *name).flat_map(|other| other.upstream.iter().chain(&other.earlier)));
         }
     }
     read
 }
 
-/// How many rules lie before a rule: what it reads is rated before it.
-pub(super) fn depth(project: &RuleProject, name: &str) -> usize {
-    let versions = project.rules.iter().filter(|rule| rule.name == name);
-    versions.map(|rule| closure(project, rule).iter().filter(|read| *read != name).count()).max().unwrap_or(0)
+/// How many rules lie before a rule, by any of its versions: what it reads is rated before it.
+pub(super) fn depth(rules: &[&Rule], name: &str) -> usize {
+    let versions = rules.iter().copied().filter(|rule| rule.name == name);
+    read_through(rules, versions).iter().filter(|read| *read != name).count()
 }

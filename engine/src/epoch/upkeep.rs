@@ -5,7 +5,8 @@ use std::sync::Arc;
 use datafusion::execution::runtime_env::RuntimeEnv;
 use ratemill_rules::session::SessionLimits;
 
-use super::run::{EpochError, Epochs, Tables};
+use super::run::{EpochError, Epochs};
+use super::tables::Tables;
 use crate::lake::{Lake, LakeTable, TableChange};
 
 impl Tables {
