@@ -249,6 +249,9 @@ impl Epochs {
             if task.is_late() {
                 state.pending.push((*task).clone());
             }
+            if task.cause == WindowTask::MENDED {
+                self.look_again(state);
+            }
         }
     }
 
