@@ -157,3 +157,26 @@ fn billing_periods_leave_the_table_contract_by_contract() {
     assert_eq!(sql(project.path(), "SELECT contract_id FROM charges ORDER BY 1"), ["k1", "k2"]);
     assert_eq!(sql(project.path(), "SELECT contract_id, amount FROM running_charges"), ["k3,10"]);
 }
+
+#[test]
+fn a_rule_that_shows_nothing_any_more_leaves_the_table() {
+    let project =
+        Project::new("[epoch]\ninterval = \"50 milliseconds\"\nrunning = \"10 milliseconds\"\n[http]\nlisten = \"127.0.0.1:0\"\n");
+    let energy = RULE.replace("1 day", "3650 days");
+    project.write("rules/energy.sql", &energy);
+    vat(&project);
+    let engine = Engine::start(project.path());
+    engine.send(&[kwh("a", "m1", "2026-09-03T10:00:00Z", "6")]);
+    first_epoch(&project);
+    let rules = || sql(project.path(), "SELECT rule FROM running_charges ORDER BY 1");
+    wait("both are published", || rules() == ["energy", "vat"]);
+    project.write("rules/energy.sql", &energy.replace("effective_from", "emit = 'final', effective_from"));
+    ok(&["reload", "-C", project.text()]);
+    wait("only its reader is shown", || rules() == ["vat"]);
+    engine.stop();
+    // A rule is taken out while the engine is away.
+    std::fs::remove_file(project.path().join("rules/vat.sql")).unwrap();
+    let engine = Engine::start(project.path());
+    wait("nothing is shown", || rules().is_empty());
+    engine.stop();
+}

@@ -94,7 +94,9 @@ impl RunningTable {
             is_behind: false,
         };
         for batch in context.read_table(opened.table.provider()?)?.collect().await? {
-            for (key, rows) in windows_of(project, &batch) {
+            let windows = windows_of(project, &batch);
+            opened.is_behind |= windows.values().map(Vec::len).sum::<usize>() < batch.num_rows();
+            for (key, rows) in windows {
                 let rows = take_record_batch(&batch, &UInt32Array::from(rows)).map_err(|source| EpochError::Arrow { epoch: 0, source })?;
                 // A window may lie in two batches.
                 let rows = match opened.rows.remove(&key) {
@@ -164,7 +166,7 @@ impl Epochs {
     /// Takes windows out of the table that are open no longer. An epoch never fails with it.
     pub(super) async fn close_running(&mut self, manifest: &Manifest, state: &EngineState) {
         let mut rows = self.running.rows.clone();
-        keep_open(&mut rows, state);
+        keep_shown(&mut rows, &self.project, state);
         if rows.len() == self.running.rows.len() {
             return;
         }
@@ -200,7 +202,7 @@ impl Epochs {
         let wanted = self.running.wanted(&self.project, &self.state);
         let found = if wanted.is_empty() { Vec::new() } else { self.running_with(&Arrived::default(), &wanted, None).await? };
         let mut rows = self.running.rows.clone();
-        keep_open(&mut rows, &self.state);
+        keep_shown(&mut rows, &self.project, &self.state);
         let mut is_changed = self.running.is_behind || rows.len() != self.running.rows.len();
         for (name, found) in found {
             match found {
@@ -257,13 +259,15 @@ impl Epochs {
     }
 }
 
-/// Keeps rows of windows that are open.
-fn keep_open(rows: &mut BTreeMap<Key, RecordBatch>, state: &EngineState) {
+/// Keeps rows of windows that are open, and of which the project shows what they come to.
+fn keep_shown(rows: &mut BTreeMap<Key, RecordBatch>, project: &RuleProject, state: &EngineState) {
     if rows.is_empty() {
         return;
     }
     let open: HashSet<(&str, &RuleWindow)> = state.open.iter().map(|open| (open.rule.as_str(), &open.window)).collect();
-    rows.retain(|(rule, window), _| open.contains(&(rule.as_str(), window)));
+    let is_shown =
+        |name: &str, start: i64| project.rules.iter().any(|rule| rule.name == name && rule.options.provisional && rule.in_force_at(start));
+    rows.retain(|(rule, rated), _| open.contains(&(rule.as_str(), rated)) && is_shown(rule, rated.window.start));
 }
 
 /// The rows with the epoch as of which they were evaluated, and when that was.
