@@ -180,3 +180,39 @@ fn a_rule_that_shows_nothing_any_more_leaves_the_table() {
     wait("nothing is shown", || rules().is_empty());
     engine.stop();
 }
+
+#[test]
+fn a_void_changes_what_later_windows_open_with() {
+    let project =
+        Project::new("[epoch]\ninterval = \"50 milliseconds\"\nrunning = \"10 milliseconds\"\n[http]\nlisten = \"127.0.0.1:0\"\n");
+    project.write(
+        "rules/energy.sql",
+        "CREATE MATERIALIZED VIEW energy WITH (window = 'month', grace = '3650 days', effective_from = '2026-07-01', carry = 'subject, meter', fan_out = 'allowed') AS
+         WITH levels AS (
+             SELECT o.subject, o.quantity FROM opening o WHERE o.meter = 'kwh'
+             UNION ALL
+             SELECT u.subject, u.quantity FROM usage u WHERE u.meter = 'kwh'
+         )
+         SELECT l.subject AS customer_id, 'Level' AS item, sum(l.quantity) AS amount, 'EUR' AS currency FROM levels l GROUP BY l.subject",
+    );
+    let engine = Engine::start(project.path());
+    engine.send(&[
+        kwh("a", "m1", "2026-06-05T10:00:00Z", "1"),
+        kwh("b", "m1", "2026-06-20T10:00:00Z", "10"),
+        kwh("c", "m1", "2026-07-05T10:00:00Z", "100"),
+        kwh("d", "m1", "2026-07-20T10:00:00Z", "1000"),
+        kwh("e", "m1", "2026-08-05T10:00:00Z", "10000"),
+    ]);
+    first_epoch(&project);
+    let amounts = || sql(project.path(), "SELECT amount FROM running_charges ORDER BY window_start");
+    wait("both months are published", || amounts() == ["1110", "11000"]);
+    // The last event before August lies in July, and the last before July in no window.
+    for (target, expected) in [("d", ["110", "10100"]), ("b", ["101", "10100"])] {
+        engine
+            .send(&[serde_json::json!({"specversion": "1.0", "source": "office", "id": format!("void {target}"), "type": "ratemill.void",
+                                         "data": {"target": {"source": "test", "id": target}}})]);
+        wait("the void is published", || amounts() == expected);
+    }
+    settled(&project, &engine);
+    engine.stop();
+}

@@ -23,7 +23,7 @@ use super::folds::{Folds, tracked_version};
 use super::manifest::{Completion, Manifest, WindowTask, completion_name, encode, manifest_name, read};
 use super::mended::Examine;
 use super::moved::MovedSubjects;
-use super::running_table::RunningTable;
+use super::running_table::{RunningTable, Times};
 use super::state::{EngineState, TableVersions};
 use super::tables::Tables;
 use super::tail::Tail;
@@ -483,8 +483,9 @@ impl Epochs {
         }
         tracing::debug!(epoch, elapsed = ?started.elapsed(), "charges stored");
         self.close_running(&manifest, &state).await;
+        let times = Times::of(&merged, &parts, changes_after.as_ref());
         self.complete(&manifest, state, changes_after, frames).await?;
-        self.note_running(&manifest, &merged, &parts);
+        self.note_running(&manifest, &times);
         let count = |batches: &[RecordBatch]| batches.iter().map(RecordBatch::num_rows).sum();
         let corrections = postings
             .iter()
