@@ -105,6 +105,16 @@ pub enum RateError {
         /// The reference table.
         table: String,
     },
+    /// The window comes after one whose charges it depends on, and which cannot be rated.
+    #[error("rule `{rule}`, window {window}: its charges depend on those of window {earlier}, which cannot be rated")]
+    Earlier {
+        /// The rule.
+        rule: String,
+        /// The window.
+        window: Window,
+        /// The window that cannot be rated.
+        earlier: Window,
+    },
     /// The windows were not rated in time.
     #[error(
         "rule `{rule}`, {windows}: not rated within {limit:?}, with the rules that it reads; rate fewer windows at once, make the query read less (`ratemill explain` shows its plan), or give it more time"
@@ -246,9 +256,10 @@ impl Evaluator {
         self.given.contains_key(&format!("earlier.{}", rule.name))
     }
 
-    /// Whether the charges of a window are published.
-    pub(crate) fn is_published(&self, rule: &Rule, window: Window) -> bool {
-        self.published.get(&rule.name).is_some_and(|published| published.contains_key(&window))
+    /// The charges of a window as they are published.
+    pub(crate) fn published_charges(&self, rule: &Rule, window: Window) -> Option<WindowCharges> {
+        let charges = self.published.get(&rule.name)?.get(&window)?.clone();
+        Some(WindowCharges { window, charges })
     }
 
     fn set(&self, rule: &Rule, windows: &[Window]) -> Result<Arc<WindowSet>, RateError> {
@@ -275,9 +286,8 @@ impl Evaluator {
         all.sort_by_key(|(window, _)| *window);
         all.dedup_by_key(|(window, _)| *window);
         for (window, version) in all {
-            let published = self.published.get(&rule.name).and_then(|published| published.get(&window));
-            if let Some(published) = published.filter(|_| !wanted.contains(&window)) {
-                self.keep(version, &[WindowCharges { window, charges: published.clone() }]);
+            if let Some(published) = self.published_charges(version, window).filter(|_| !wanted.contains(&window)) {
+                self.keep(version, &[published]);
                 continue;
             }
             if wanted.contains(&window) && version.version != rule.version {
@@ -351,7 +361,7 @@ impl Evaluator {
 
 pub(crate) fn root_message(error: &DataFusionError) -> String {
     let message = error.find_root().strip_backtrace();
-    ["Execution error: ", "Arrow error: ", "Compute error: ", "Error during planning: "]
+    ["External error: ", "Execution error: ", "Arrow error: ", "Compute error: ", "Error during planning: "]
         .iter()
         .fold(message, |message, prefix| message.strip_prefix(prefix).map(str::to_owned).unwrap_or(message))
 }

@@ -223,3 +223,32 @@ fn files_that_became_no_usage_are_removed_after_a_day() {
     assert_eq!(adopted(&project).len(), 2);
     assert_eq!(sql(project.path(), "SELECT count(*), count(DISTINCT subject) FROM usage"), ["299,10"]);
 }
+
+#[test]
+fn a_file_that_cannot_be_read_stops_the_epoch_and_is_no_mistake_of_a_rule() {
+    let project = Project::new(ADOPTING);
+    let file = parquet(&project, "usage.parquet", &september(200));
+    rate(&project, &[&file]);
+    assert_eq!(adopted(&project).len(), 1);
+    let records = |kind: &str| {
+        let names = std::fs::read_dir(project.path().join("lake/epochs")).unwrap().map(|entry| entry.unwrap().file_name());
+        names.filter(|name| name.to_string_lossy().ends_with(kind)).count()
+    };
+    let files = std::fs::read_dir(project.path().join("lake/adopted_files")).unwrap().map(|entry| entry.unwrap().path());
+    let kept = files.filter(|path| path.extension().is_some_and(|extension| extension == "parquet")).last().unwrap();
+    let away = kept.with_extension("away");
+    std::fs::rename(&kept, &away).unwrap();
+    let late = project.write("late.ndjson", &lines(&[kwh("late", "m3", "2026-09-15T00:00:00Z", "7.5")]));
+    let output = ratemill(&["rate", "-C", project.text(), "--close", "--usage", late.to_str().unwrap()], &[]);
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(!output.status.success() && stderr.contains("window 2026-09-01T00:00:00Z"), "{stderr}");
+    assert!(stderr.contains(": the adopted file adopted_files/") && !stderr.contains("xternal error: the"), "{stderr}");
+    assert_eq!(records(".manifest.json"), records(".done.json") + 1, "the epoch is not completed: {stderr}");
+    std::fs::rename(&away, &kept).unwrap();
+    rate(&project, &[&late]);
+    let whole = Project::new("");
+    let all = whole.write("all.ndjson", &lines(&september(200)));
+    let late = whole.write("late.ndjson", &lines(&[kwh("late", "m3", "2026-09-15T00:00:00Z", "7.5")]));
+    rate(&whole, &[&all, &late]);
+    assert_eq!(sql(project.path(), NET), sql(whole.path(), NET));
+}

@@ -5,7 +5,8 @@ use std::sync::Mutex;
 
 use serde_json::Value;
 
-use crate::engine::{ratemill, report, sql};
+use crate::engine::{ok, ratemill, report, sql};
+use crate::project::{Project, RULE, kwh, lines};
 use crate::scenario::{Run, Scenario, manifests};
 
 /// Charges with their ids and revisions.
@@ -65,7 +66,7 @@ fn the_books_are_the_same_wherever_the_process_dies() {
     ));
 }
 
-fn of_rejected(project: &crate::project::Project) -> Vec<String> {
+fn of_rejected(project: &Project) -> Vec<String> {
     sql(project.path(), "SELECT reason, id FROM rejected ORDER BY 1, 2")
 }
 
@@ -73,4 +74,36 @@ fn of_rejected(project: &crate::project::Project) -> Vec<String> {
 fn a_scenario_says_what_it_does() {
     let ids: Vec<Value> = Scenario::load("calls").parts[2].events.iter().map(|event| event["id"].clone()).collect();
     assert_eq!(ids, ["c6", "v1", "v2", "c5"]);
+}
+
+#[test]
+fn what_only_the_second_attempt_can_rate_is_charged_by_the_next_epoch() {
+    let project = Project::new("");
+    project.write(
+        "rules/tax.sql",
+        "CREATE MATERIALIZED VIEW tax WITH (window = 'month', grace = '1 day', effective_from = '2026-09-01') AS
+         SELECT e.customer_id, 'Tax' AS item, sum(e.amount) * 0.2 AS amount, e.currency FROM energy e GROUP BY e.customer_id, e.currency",
+    );
+    let usage = project.write("usage.ndjson", &lines(&[kwh("a", "m1", "2026-09-02T00:00:00Z", "10")]));
+    ok(&["rate", "-C", project.text(), "--usage", usage.to_str().unwrap(), "--close"]);
+    let owed = || sql(project.path(), "SELECT rule, sum(amount) FROM charges GROUP BY 1 ORDER BY 1");
+    assert_eq!(owed(), ["energy,8", "tax,1.6"]);
+    // Late usage is rated by the version that published its month, which cannot be read, and another rule charges its first.
+    project.write("rules/energy.sql", &format!("{RULE} -- the same"));
+    project.write("rules/other.sql", &RULE.replace("VIEW energy", "VIEW other").replace("u.meter = 'kwh'", "u.meter = 'other'"));
+    let versions = std::fs::read_dir(project.path().join("lake/rules")).unwrap().map(|entry| entry.unwrap().path());
+    let version = versions.filter(|path| path.file_name().unwrap().to_string_lossy().starts_with("energy-")).last().unwrap();
+    let away = version.with_extension("away");
+    std::fs::rename(&version, &away).unwrap();
+    let mut other = kwh("b", "m1", "2026-09-02T00:00:00Z", "10");
+    other["type"] = Value::from("other");
+    let usage = project.write("usage.ndjson", &lines(&[kwh("late", "m1", "2026-09-03T00:00:00Z", "10"), other]));
+    let arguments = ["rate", "-C", project.text(), "--usage", usage.to_str().unwrap(), "--close"];
+    let died = ratemill(&arguments, &[("RATEMILL_FAIL_AT".to_owned(), "epoch.charges-appended".to_owned())]);
+    assert!(!died.status.success());
+    // The same epoch again: its charges are written, and now everything can be rated.
+    std::fs::rename(&away, &version).unwrap();
+    ok(&arguments);
+    assert_eq!(owed(), ["energy,11", "other,8", "tax,2.2"]);
+    ok(&["audit", "-C", project.text()]);
 }

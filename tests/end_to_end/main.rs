@@ -11,6 +11,7 @@ mod corrections;
 mod crash;
 mod demo;
 mod differential;
+mod earlier;
 mod engine;
 mod examples;
 mod explain_charge;

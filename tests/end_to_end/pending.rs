@@ -500,3 +500,28 @@ fn sql_or_none(project: &Project, query: &str) -> Vec<String> {
     let output = ratemill(&["sql", "-C", project.text(), "-c", query, "--format", "csv"], &[]);
     String::from_utf8(output.stdout).unwrap().lines().skip(1).map(str::to_owned).collect()
 }
+
+#[test]
+fn contracts_that_go_and_come_back_before_the_next_epoch_lose_no_usage() {
+    let project = Project::new("[epoch]\ninterval = \"100 milliseconds\"\n[http]\nlisten = \"127.0.0.1:0\"\n");
+    let both = "m1,cust-1,k1,home,EUR,1,2026-06-01,\nm2,cust-2,k2,home,EUR,1,2026-06-01,\n";
+    project.contracts(both);
+    project
+        .write("rules/energy.sql", &PERIOD_RULE.replace("effective_from = '2026-01-01'", "grace = '1 day', effective_from = '2026-06-01'"));
+    let engine = Engine::start(project.path());
+    engine.send(&[kwh("a", "m1", "2026-06-03T10:00:00Z", "5")]);
+    wait("the usage is folded", || sql_or_none(&project, "SELECT count(*) FROM usage") == ["1"]);
+    for contracts in ["m2,cust-2,k2,home,EUR,1,2026-06-01,\n", both] {
+        project.contracts(contracts);
+        ok(&["reload", "-C", project.text()]);
+    }
+    assert_eq!(
+        running(&engine, "").iter().map(|row| format!("{} {}", row["customer_id"], row["amount"])).collect::<Vec<_>>(),
+        ["\"cust-1\" \"5\""]
+    );
+    engine.send(&[kwh("mark", "m2", "2026-07-05T10:00:00Z", "0")]);
+    wait("the first period is published", || {
+        sql(project.path(), "SELECT customer_id, sum(amount) FROM charges GROUP BY 1") == ["cust-1,5"]
+    });
+    engine.stop();
+}

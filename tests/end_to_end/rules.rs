@@ -544,3 +544,44 @@ fn late_usage_of_a_former_version_finds_every_rule_that_it_read() {
         net(&project)
     );
 }
+
+#[test]
+fn a_reader_of_a_former_version_follows_what_it_read() {
+    let prices = |price: &str| format!("plan,up_to,unit_price,flat_fee\nhome,,{price},0\n");
+    let project = Project::new("");
+    project.write("reference/prices.csv", &prices("1"));
+    project.write("rules/energy.sql", &crate::project::RULE.replace("window = 'month'", "window = 'day'"));
+    let reader = TAX.replace("VIEW energy_tax", "VIEW a_tax");
+    project.write("rules/a_tax.sql", &reader);
+    let rate = |name: &str, events: &[Value]| {
+        let file = project.write(name, &lines(events));
+        ok(&["rate", "-C", project.text(), "--usage", file.to_str().unwrap(), "--close"]);
+    };
+    let owed = || sql(project.path(), "SELECT rule, sum(amount) FROM charges GROUP BY 1 ORDER BY 1");
+    rate("a.ndjson", &[kwh("a", "m1", "2026-09-02T00:00:00Z", "10")]);
+    assert_eq!(owed(), ["a_tax,2", "energy,10"]);
+    // From now on it reads usage alone, and nothing by its name or text has it rated after the other.
+    project.write(
+        "rules/a_tax.sql",
+        "CREATE MATERIALIZED VIEW a_tax WITH (window = 'month', grace = '1 day', effective_from = '2026-09-01') AS
+         SELECT c.customer_id, 'Tax' AS item, sum(u.quantity) AS amount, c.currency
+         FROM usage u JOIN contracts FOR SYSTEM_TIME AS OF u.time AS c ON c.subject = u.subject WHERE u.meter = 'kwh'
+         GROUP BY c.customer_id, c.currency",
+    );
+    rate("b.ndjson", &[kwh("b", "m1", "2026-09-03T00:00:00Z", "10"), kwh("c", "m1", "2026-09-02T01:00:00Z", "10")]);
+    assert_eq!(owed(), ["a_tax,6", "energy,30"]);
+    // One day is rated again, then the other is applied.
+    project.write("reference/prices.csv", &prices("2"));
+    ok(&["rate", "-C", project.text(), "--re-rate", "--from", "2026-09-03", "--to", "2026-09-04"]);
+    assert_eq!(owed(), ["a_tax,8", "energy,40"]);
+    ok(&["apply", "-C", project.text(), "--rule", "energy"]);
+    assert_eq!(owed(), ["a_tax,12", "energy,60"]);
+    // An epoch that was interrupted is finished before anything else.
+    let late = project.write("d.ndjson", &lines(&[kwh("d", "m1", "2026-09-03T01:00:00Z", "10")]));
+    let arguments = ["rate", "-C", project.text(), "--usage", late.to_str().unwrap(), "--close"];
+    let died = ratemill(&arguments, &[("RATEMILL_FAIL_AT".to_owned(), "epoch.usage-appended".to_owned())]);
+    assert!(!died.status.success());
+    ok(&arguments);
+    assert_eq!(owed(), ["a_tax,16", "energy,80"]);
+    ok(&["audit", "-C", project.text()]);
+}

@@ -157,3 +157,62 @@ fn billing_periods_leave_the_table_contract_by_contract() {
     assert_eq!(sql(project.path(), "SELECT contract_id FROM charges ORDER BY 1"), ["k1", "k2"]);
     assert_eq!(sql(project.path(), "SELECT contract_id, amount FROM running_charges"), ["k3,10"]);
 }
+
+#[test]
+fn a_rule_that_shows_nothing_any_more_leaves_the_table() {
+    let project =
+        Project::new("[epoch]\ninterval = \"50 milliseconds\"\nrunning = \"10 milliseconds\"\n[http]\nlisten = \"127.0.0.1:0\"\n");
+    let energy = RULE.replace("1 day", "3650 days");
+    project.write("rules/energy.sql", &energy);
+    vat(&project);
+    let engine = Engine::start(project.path());
+    engine.send(&[kwh("a", "m1", "2026-09-03T10:00:00Z", "6")]);
+    first_epoch(&project);
+    let rules = || sql(project.path(), "SELECT rule FROM running_charges ORDER BY 1");
+    wait("both are published", || rules() == ["energy", "vat"]);
+    project.write("rules/energy.sql", &energy.replace("effective_from", "emit = 'final', effective_from"));
+    ok(&["reload", "-C", project.text()]);
+    wait("only its reader is shown", || rules() == ["vat"]);
+    engine.stop();
+    // A rule is taken out while the engine is away.
+    std::fs::remove_file(project.path().join("rules/vat.sql")).unwrap();
+    let engine = Engine::start(project.path());
+    wait("nothing is shown", || rules().is_empty());
+    engine.stop();
+}
+
+#[test]
+fn a_void_changes_what_later_windows_open_with() {
+    let project =
+        Project::new("[epoch]\ninterval = \"50 milliseconds\"\nrunning = \"10 milliseconds\"\n[http]\nlisten = \"127.0.0.1:0\"\n");
+    project.write(
+        "rules/energy.sql",
+        "CREATE MATERIALIZED VIEW energy WITH (window = 'month', grace = '3650 days', effective_from = '2026-07-01', carry = 'subject, meter', fan_out = 'allowed') AS
+         WITH levels AS (
+             SELECT o.subject, o.quantity FROM opening o WHERE o.meter = 'kwh'
+             UNION ALL
+             SELECT u.subject, u.quantity FROM usage u WHERE u.meter = 'kwh'
+         )
+         SELECT l.subject AS customer_id, 'Level' AS item, sum(l.quantity) AS amount, 'EUR' AS currency FROM levels l GROUP BY l.subject",
+    );
+    let engine = Engine::start(project.path());
+    engine.send(&[
+        kwh("a", "m1", "2026-06-05T10:00:00Z", "1"),
+        kwh("b", "m1", "2026-06-20T10:00:00Z", "10"),
+        kwh("c", "m1", "2026-07-05T10:00:00Z", "100"),
+        kwh("d", "m1", "2026-07-20T10:00:00Z", "1000"),
+        kwh("e", "m1", "2026-08-05T10:00:00Z", "10000"),
+    ]);
+    first_epoch(&project);
+    let amounts = || sql(project.path(), "SELECT amount FROM running_charges ORDER BY window_start");
+    wait("both months are published", || amounts() == ["1110", "11000"]);
+    // The last event before August lies in July, and the last before July in no window.
+    for (target, expected) in [("d", ["110", "10100"]), ("b", ["101", "10100"])] {
+        engine
+            .send(&[serde_json::json!({"specversion": "1.0", "source": "office", "id": format!("void {target}"), "type": "ratemill.void",
+                                         "data": {"target": {"source": "test", "id": target}}})]);
+        wait("the void is published", || amounts() == expected);
+    }
+    settled(&project, &engine);
+    engine.stop();
+}

@@ -225,3 +225,34 @@ fn usage_without_a_contract_belongs_to_no_billing_period_until_it_has_one() {
     assert!(groups(&project).is_empty());
     audit_is_clean(&project);
 }
+
+#[test]
+fn a_reader_that_fails_while_mended_usage_is_charged_follows_later() {
+    let project = project("");
+    prices(&project, "");
+    let tax = "CREATE MATERIALIZED VIEW tax WITH (window = 'month', grace = '1 day', effective_from = '2026-09-01') AS
+        SELECT e.customer_id, 'Tax' AS item, sum(e.amount) * 0.1 AS amount, e.currency FROM energy e GROUP BY e.customer_id, e.currency";
+    project.write("rules/tax.sql", tax);
+    rate(&project, "usage.ndjson", &events(), &["--close"]);
+    assert_eq!(net(&project), ["cust-1,Energy,2026-09,EUR,10,8", "cust-1,Tax,2026-09,EUR,,0.8"]);
+    // The version that published it cannot be read when the contract arrives.
+    project.write("rules/tax.sql", &format!("{tax} -- the same"));
+    let versions = std::fs::read_dir(project.path().join("lake/rules")).unwrap().map(|entry| entry.unwrap().path());
+    let named = |path: &std::path::PathBuf| path.file_name().unwrap().to_string_lossy().into_owned();
+    let version = versions.filter(|path| named(path).starts_with("tax-") && named(path).ends_with(".sql")).last().unwrap();
+    let away = version.with_extension("away");
+    std::fs::rename(&version, &away).unwrap();
+    contracts(&project, "m9,cust-9,home,EUR,2026-01-01,\n");
+    let again = |project: &Project| {
+        let usage = project.write("nothing.ndjson", "");
+        ratemill(&["rate", "-C", project.text(), "--usage", usage.to_str().unwrap()], &[]);
+    };
+    again(&project);
+    let energy = ["cust-1,Energy,2026-09,EUR,10,8", "cust-9,Energy,2026-09,EUR,4.5,6.35"];
+    assert_eq!(net(&project), [energy[0], "cust-1,Tax,2026-09,EUR,,0.8", energy[1]]);
+    std::fs::rename(&away, &version).unwrap();
+    again(&project);
+    assert_eq!(net(&project), [energy[0], "cust-1,Tax,2026-09,EUR,,0.8", energy[1], "cust-9,Tax,2026-09,EUR,,0.635"]);
+    assert_eq!(sql(project.path(), "SELECT DISTINCT cause FROM charges WHERE class = 'correction'"), ["unrated usage mended"]);
+    audit_is_clean(&project);
+}

@@ -11,7 +11,7 @@ pub(super) fn entries(text: &str, depth_max: usize) -> Option<Vec<Entry<'_>>> {
     let mut scanner = Scanner { text, at: 0 };
     let mut entries = Vec::with_capacity(16);
     scanner.space();
-    scanner.object(&Cow::Borrowed(""), depth_max, &mut entries)?;
+    scanner.object(Cow::Borrowed(""), depth_max, &mut entries)?;
     scanner.space();
     (scanner.at == text.len() && entries.len() <= FIELDS_MAX).then_some(entries)
 }
@@ -38,7 +38,7 @@ impl<'a> Scanner<'a> {
         (self.peek() == Some(byte)).then(|| self.at += 1)
     }
 
-    fn object(&mut self, prefix: &Cow<'a, str>, depth: usize, entries: &mut Vec<Entry<'a>>) -> Option<()> {
+    fn object(&mut self, prefix: Cow<'a, str>, depth: usize, entries: &mut Vec<Entry<'a>>) -> Option<()> {
         let depth = depth.checked_sub(1)?;
         self.expect(b'{')?;
         self.space();
@@ -54,7 +54,7 @@ impl<'a> Scanner<'a> {
             self.space();
             if self.peek() == Some(b'{') {
                 let name = if prefix.is_empty() { Cow::Borrowed(key) } else { Cow::Owned(format!("{prefix}.{key}")) };
-                self.object(&name, depth, &mut deeper)?;
+                self.object(name, depth, &mut deeper)?;
             } else {
                 entries.push(Entry { prefix: prefix.clone(), key: Cow::Borrowed(key), value: self.value()? });
             }

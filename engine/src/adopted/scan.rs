@@ -20,6 +20,7 @@ use futures::{StreamExt, TryStreamExt};
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions, RowSelection};
 use parquet::arrow::async_reader::ParquetRecordBatchStreamBuilder;
+use parquet::errors::ParquetError;
 use ratemill_schemas::AdoptedFile;
 
 use super::Part;
@@ -145,15 +146,23 @@ impl Part {
     async fn metadata(&self, lake: &Lake) -> Result<ArrowReaderMetadata> {
         let load = || async {
             let mut file = LakeFile::of(lake, &self.file);
-            ArrowReaderMetadata::load_async(&mut file, ArrowReaderOptions::new()).await.map_err(|error| self.unreadable(&error))
+            ArrowReaderMetadata::load_async(&mut file, ArrowReaderOptions::new()).await.map_err(|error| self.unreadable(error))
         };
         self.metadata.get_or_try_init(load).await.cloned()
     }
 
-    fn unreadable(&self, error: &dyn std::error::Error) -> DataFusionError {
-        let path = AdoptedFile::path(&self.file.content_hash);
-        DataFusionError::Execution(format!("the adopted file {path}, which holds usage, cannot be read: {error}"))
+    fn unreadable(&self, source: ParquetError) -> DataFusionError {
+        DataFusionError::External(Box::new(Unreadable { path: AdoptedFile::path(&self.file.content_hash), source }))
     }
+}
+
+/// Why an adopted file cannot be read; what the store or the file says stays its source, by which it is told from a mistake
+/// in what is asked of it.
+#[derive(Debug, thiserror::Error)]
+#[error("the adopted file {path}, which holds usage, cannot be read: {source}")]
+struct Unreadable {
+    path: String,
+    source: ParquetError,
 }
 
 /// A row group, and which rows of the file it has.
@@ -199,13 +208,13 @@ impl Unit {
         } else {
             builder.with_row_selection(RowSelection::from_consecutive_ranges(kept.iter().cloned(), self.rows.len()))
         };
-        let stream = builder.build().map_err(|error| self.part.unreadable(&error))?;
+        let stream = builder.build().map_err(|error| self.part.unreadable(error))?;
         let with_positions = wanted.field_with_name("log_position").is_ok();
         let first = self.part.position.saturating_add(i64::try_from(self.rows.start).unwrap_or(i64::MAX));
         let mut positions = kept.into_iter().flatten().map(move |row| first.saturating_add(i64::try_from(row).unwrap_or(i64::MAX)));
         let part = Arc::clone(&self.part);
         Ok(stream.map(move |batch| {
-            let batch = batch.map_err(|error| part.unreadable(&error))?;
+            let batch = batch.map_err(|error| part.unreadable(error))?;
             let positions: Vec<i64> = if with_positions { positions.by_ref().take(batch.num_rows()).collect() } else { Vec::new() };
             Ok(part.file.columns.to_usage(&batch, &wanted, &positions, part.ingested_at)?)
         }))

@@ -71,7 +71,7 @@ impl Epochs {
         let mut reports = self.run_log(finalize).await?;
         let clock = time::now();
         let usage = self.changes.over(self.usage()?).map_err(EpochError::from)?;
-        let search = Search { rating: self.rating(), usage, state: &self.state, moved: &self.moved, clock };
+        let search = Search { rating: self.rating(), usage, state: &self.state, former: &self.former, moved: &self.moved, clock };
         let Found { changes, tasks, same, .. } = search.find(&request.scope).await?;
         if let Some(shown) = request.digest.as_ref().filter(|shown| **shown != changes.digest) {
             return Err(ApplyError::Differs { shown: shown.clone(), now: changes.digest });

@@ -216,7 +216,7 @@ pub(super) fn note_usage(state: &mut EngineState, touched: Vec<Touched<'_>>, wat
 /// The windows that become final now, by rule and start.
 pub(super) fn due(
     state: &EngineState,
-    project: &RuleProject,
+    (project, former): (&RuleProject, &[Rule]),
     moved: &MovedSubjects,
     clock: i64,
     finalize: Finalize,
@@ -240,7 +240,7 @@ pub(super) fn due(
                 _ => published.is_none() && is_due(state, rule, &rated, clock),
             };
             if is_due {
-                let cause = if published.is_some_and(|range| range.published) { "re-rate" } else { "window closed" };
+                let cause = if published.is_some_and(|range| range.published) { "re-rate" } else { WindowTask::CLOSED };
                 candidates.push((rated, cause));
             }
         }
@@ -256,7 +256,7 @@ pub(super) fn due(
         }));
     }
     if let Finalize::Range { re_rate: true, .. } = finalize {
-        add_readers(state, project, &mut tasks)?;
+        add_readers(state, (project, former), &mut tasks)?;
     }
     Ok(tasks)
 }
@@ -342,7 +342,7 @@ pub(super) fn held_periods(
     let mut due: Vec<(RuleWindow, &str)> = Vec::new();
     for rated in rule.rated_between(reference, rule.options.effective_from, to)? {
         if state.finalized.get(&rule.name, &rated).is_none() && is_due(state, rule, &rated, clock) {
-            due.push((rated, "window closed"));
+            due.push((rated, WindowTask::CLOSED));
         }
     }
     let free: BTreeSet<RuleWindow> = without_held(state, moved, rule, due.clone()).into_iter().map(|(rated, _)| rated).collect();
@@ -350,11 +350,18 @@ pub(super) fn held_periods(
 }
 
 /// Adds the published windows that read re-rated ones: of other rules those around or, where they look back, after them, and
-/// the later ones of a rule that looks back itself.
-pub(super) fn add_readers(state: &EngineState, project: &RuleProject, tasks: &mut Vec<WindowTask>) -> Result<(), WindowError> {
+/// the later ones of a rule that looks back itself. A version that is no longer in the project reads with the windows that it
+/// published.
+pub(super) fn add_readers(
+    state: &EngineState,
+    (project, former): (&RuleProject, &[Rule]),
+    tasks: &mut Vec<WindowTask>,
+) -> Result<(), WindowError> {
     loop {
         let before = tasks.len();
-        for rule in &project.rules {
+        let of_project = project.rules.iter().map(|rule| (rule, true));
+        for (rule, is_present) in of_project.chain(former.iter().map(|rule| (rule, false))) {
+            let is_its_own = |range: &&Finalized| range.published && (is_present || range.rule_version == rule.version);
             let reads = |name: &str| {
                 rule.upstream.iter().chain(&rule.earlier).any(|read| read == name) || (rule.reach == Reach::Onward && rule.name == name)
             };
@@ -369,7 +376,7 @@ pub(super) fn add_readers(state: &EngineState, project: &RuleProject, tasks: &mu
                 let is_known = tasks.iter().any(|task| task.rule == rule.name && task.window == rated);
                 if is_read
                     && !is_known
-                    && let Some(range) = state.finalized.get(&rule.name, &rated).filter(|range| range.published)
+                    && let Some(range) = state.finalized.get(&rule.name, &rated).filter(is_its_own)
                 {
                     // Its own usage stays at the prices that it was published with.
                     tasks.push(WindowTask { cause: "re-rate".to_owned(), ..late_task(range, rated) });

@@ -23,14 +23,17 @@ pub struct WindowTask {
 }
 
 impl WindowTask {
+    /// The cause of windows that are published for the first time.
+    pub(super) const CLOSED: &'static str = "window closed";
     /// The cause of windows that voids and amendments correct.
     pub(super) const CHANGED: &'static str = "void or amendment";
     /// The cause of windows whose unrated usage is rated by now.
     pub(super) const MENDED: &'static str = "unrated usage mended";
 
-    /// Whether it corrects a published window because of what arrived.
+    /// Whether it corrects a published window because of what arrived, usage or what rates it, with nobody asking: where it
+    /// fails, it is tried again.
     pub(super) fn is_late(&self) -> bool {
-        self.cause == "late usage" || self.cause == Self::CHANGED
+        ["late usage", Self::CHANGED, Self::MENDED].contains(&self.cause.as_str())
     }
 }
 

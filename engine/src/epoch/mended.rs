@@ -28,6 +28,7 @@ use super::due;
 use super::manifest::{Manifest, WindowTask};
 use super::rate::evaluate_apart;
 use super::run::{EpochError, EpochReport, Epochs};
+use super::state::EngineState;
 use super::unrated::{Parts, PublishedGroup, Suspense, identity, subject_and_time};
 use super::versions::reference_files;
 use crate::lake::LakeError;
@@ -80,6 +81,13 @@ impl Epochs {
         }
     }
 
+    /// Notes that mended usage was not charged. Its window is tried again; late usage of that window takes the place of the
+    /// attempt, and rates with the older reference data: then it has to be found once more.
+    pub(super) fn look_again(&mut self, state: &mut EngineState) {
+        state.examined = None;
+        self.examine = Examine::After(Instant::now() + PAUSE);
+    }
+
     /// Charges unrated usage of published windows that present reference data rates, by an epoch of its own, where nothing
     /// else would change. To be called when nothing of the log waits: after a start, after reference data was loaded anew,
     /// after an epoch. Where nothing has changed since the last time it does nothing.
@@ -125,7 +133,8 @@ impl Epochs {
             elapsed = ?started.elapsed(),
             "published windows were searched for unrated usage that present reference data rates"
         );
-        self.examine = if found.incomplete { Examine::Due } else { Examine::Done };
+        // Windows that are left out have failed: at once they would be again.
+        self.examine = if found.incomplete { Examine::After(Instant::now() + PAUSE) } else { Examine::Done };
         let mut state = self.state.clone();
         if !found.incomplete {
             state.examined = Some(Examined { reference_version: present, position: self.state.position });
@@ -171,7 +180,7 @@ impl Epochs {
         }
         let mut tasks = std::mem::take(&mut found.tasks);
         if !tasks.is_empty() {
-            due::add_readers(&self.state, &self.project, &mut tasks)?;
+            due::add_readers(&self.state, (&self.project, &self.former), &mut tasks)?;
             for task in &mut tasks {
                 WindowTask::MENDED.clone_into(&mut task.cause);
             }

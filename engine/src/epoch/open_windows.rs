@@ -22,6 +22,10 @@ impl Epochs {
     /// # Errors
     /// [`EpochError`].
     pub async fn note_open_windows(&mut self) -> Result<(), EpochError> {
+        // What another project noted is not kept up by this one, and its open windows may be gone with it.
+        let present: HashSet<(&str, String)> =
+            self.project.rules.iter().map(|rule| (rule.name.as_str(), tracked_version(rule, &self.project.reference))).collect();
+        self.state.tracked.retain(|tracked| present.contains(&(tracked.rule.as_str(), tracked.rule_version.clone())));
         let mut rules: Vec<Rule> = Vec::new();
         let mut first = i64::MAX;
         for rule in self.project.rules.iter().filter(|rule| rule.reads_usage) {

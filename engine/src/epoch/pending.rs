@@ -44,6 +44,8 @@ pub(super) struct Search<'s> {
     /// Usage as it is in force.
     pub(super) usage: Arc<dyn TableProvider>,
     pub(super) state: &'s EngineState,
+    /// Versions that published windows and are no longer in the project.
+    pub(super) former: &'s [Rule],
     pub(super) moved: &'s MovedSubjects,
     /// By which it is told what is due, µs UTC.
     pub(super) clock: i64,
@@ -89,8 +91,9 @@ impl LedgerAudit {
     /// [`EpochError`] when the lake cannot be read. A window that cannot be rated is told in the report.
     pub async fn pending(&self, scope: &ChangeScope) -> Result<PendingChanges, EpochError> {
         let moved = MovedSubjects::load(&self.lake, &self.state, &self.project).await?;
-        let clock = time::now();
-        let search = Search { rating: self.rating(), usage: self.usage()?, state: &self.state, moved: &moved, clock };
+        let former = self.rating().former(&self.state).await;
+        let (usage, clock) = (self.usage()?, time::now());
+        let search = Search { rating: self.rating(), usage, state: &self.state, former: &former, moved: &moved, clock };
         Ok(search.find(scope).await?.changes)
     }
 }
@@ -109,11 +112,12 @@ impl Search<'_> {
             Progress { state: self.state.clone(), evaluated: Evaluated::new(), differing: BTreeMap::new(), failed: HashSet::new() };
         let names: BTreeSet<&str> = self.rating.project.rules.iter().map(|rule| rule.name.as_str()).collect();
         let mut names: Vec<&str> = names.into_iter().collect();
-        names.sort_by_key(|name| depth(self.rating.project, name));
+        let versions: Vec<&Rule> = self.rating.project.rules.iter().chain(self.former).collect();
+        names.sort_by_cached_key(|name| depth(&versions, name));
         for name in names {
             let mut of_rule = candidates.remove(name).unwrap_or_default();
             self.add_readers(name, &progress, &mut of_rule)?;
-            for tasks in grouped(self.rating.project, of_rule.values().map(|candidate| &candidate.task)) {
+            for tasks in grouped(&versions, of_rule.values().map(|candidate| &candidate.task)) {
                 self.rate(&tasks, &of_rule, &mut progress, &mut found).await?;
             }
         }
@@ -231,7 +235,9 @@ impl Search<'_> {
     /// Adds the windows of a rule that read charges which differ: around them or, where it looks back, after them. Their own
     /// usage stays at the prices that they were published with.
     fn add_readers(&self, name: &str, progress: &Progress, of_rule: &mut Candidates) -> Result<(), EpochError> {
-        for rule in self.rating.project.rules.iter().filter(|rule| rule.name == name) {
+        let present = &self.rating.project.rules;
+        for rule in present.iter().chain(self.former).filter(|rule| rule.name == name) {
+            let is_present = present.iter().any(|other| other.name == name && other.version == rule.version);
             let read = rule.upstream.iter().chain(&rule.earlier).filter(|read| *read != name);
             let mut changed: BTreeSet<Window> = read.filter_map(|read| progress.differing.get(read)).flatten().copied().collect();
             if rule.reads_itself() {
@@ -244,7 +250,9 @@ impl Search<'_> {
                 let from = Window { start: window.start, end: i64::MIN };
                 let around = changed.range(from..).take_while(|read| read.start < window.end).any(|read| read.end <= window.end);
                 let is_read = around || (rule.reach == Reach::Onward && first <= window.start);
-                if let Some(range) = self.state.finalized.get(name, &rated).filter(|_| is_read && !of_rule.contains_key(&rated)) {
+                let is_its_own = |range: &&Finalized| is_present || range.rule_version == rule.version;
+                let published = self.state.finalized.get(name, &rated).filter(is_its_own);
+                if let Some(range) = published.filter(|_| is_read && !of_rule.contains_key(&rated)) {
                     let task = WindowTask {
                         rule: name.to_owned(),
                         rule_version: range.rule_version.clone(),
@@ -286,7 +294,7 @@ impl Search<'_> {
             return Ok(());
         };
         let read = closure(&project, rule);
-        if let Some(upstream) = read.iter().find(|upstream| *upstream != name && progress.failed.contains(*upstream)) {
+        if let Some(upstream) = read.iter().find(|upstream| progress.failed.contains(*upstream)) {
             fail(progress, format!("rule `{name}`: rule `{upstream}`, which it reads, failed"));
             return Ok(());
         }

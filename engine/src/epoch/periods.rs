@@ -162,7 +162,8 @@ impl Epochs {
         let unpublished = due::unpublished(&self.state, &self.project, month, clock).map_err(EpochError::from)?;
         let (due, early): (Vec<_>, Vec<_>) = unpublished.into_iter().partition(|window| window.due_at.is_none());
         if !due.is_empty() {
-            let tasks = due::due(&self.state, &self.project, &self.moved, clock, Finalize::Live).map_err(EpochError::from)?;
+            let tasks =
+                due::due(&self.state, (&self.project, &self.former), &self.moved, clock, Finalize::Live).map_err(EpochError::from)?;
             let windows = due.iter().map(|window| {
                 let is_held = !tasks.iter().any(|task| task.rule == window.rule && task.window == window.rated);
                 let why = if is_held { "is held, since its contract or subjects were changed after publication" } else { "is due" };

@@ -19,8 +19,9 @@ use super::changes::Changes;
 use super::due;
 use super::finalized::Finalized;
 use super::manifest::{Manifest, WindowTask};
-use super::run::{EpochError, Epochs, Tables};
+use super::run::{APPLICATION, EpochError, Epochs};
 use super::state::EngineState;
+use super::tables::Tables;
 use crate::lake::Lake;
 use crate::ledger::{self, Posting};
 
@@ -40,8 +41,36 @@ pub(super) struct Rating<'e> {
     pub(super) last: i64,
 }
 
+/// How far the rating of an epoch has come.
+#[derive(Debug, Default)]
+struct Progress {
+    evaluated: Evaluated,
+    /// Rules of which a window could not be rated.
+    failed: HashSet<String>,
+    /// Rules of which a window is left to the next epoch.
+    left: HashSet<String>,
+    /// The charges of the epoch are in the ledger, by an attempt before: nothing is added to them.
+    is_posted: bool,
+    postings: Vec<RecordBatch>,
+}
+
+impl Progress {
+    /// Leaves windows to the next epoch, as if they were not in this one.
+    fn leave<'t>(&mut self, tasks: impl IntoIterator<Item = &'t WindowTask>, state: &mut EngineState) {
+        for task in tasks {
+            tracing::info!(rule = task.rule, window = %task.window, "the charges of the epoch are written without this window; the next one has it");
+            self.left.insert(task.rule.clone());
+            // What is not final is due again.
+            if task.cause != WindowTask::CLOSED || state.finalized.get(&task.rule, &task.window).is_some() {
+                state.pending.push(task.clone());
+            }
+        }
+    }
+}
+
 impl Epochs {
-    /// Evaluates the manifest's windows and returns the rows that the ledger needs.
+    /// Evaluates the manifest's windows and returns the rows that the ledger needs. What an attempt before could not rate, and
+    /// this one can, is left to the next epoch where the charges of this one are written.
     pub(super) async fn rate(
         &mut self,
         manifest: &Manifest,
@@ -49,18 +78,17 @@ impl Epochs {
         state: &mut EngineState,
         failures: &mut Vec<String>,
     ) -> Result<Vec<RecordBatch>, EpochError> {
-        let arrow = |source| EpochError::Arrow { epoch: manifest.epoch, source };
-        let mut postings = Vec::new();
-        let mut evaluated = Evaluated::new();
-        let mut failed: HashSet<String> = HashSet::new();
-        for tasks in grouped(&self.project, &manifest.tasks) {
+        let is_posted = self.tables.charges.has(APPLICATION, manifest.epoch).await?;
+        let mut progress = Progress { is_posted, ..Progress::default() };
+        let versions: Vec<&Rule> = self.project.rules.iter().chain(&self.former).collect();
+        for tasks in grouped(&versions, &manifest.tasks) {
             let Some(first) = tasks.first() else { continue };
             let (name, rule_version, reference_version) =
                 (first.rule.as_str(), first.rule_version.as_str(), first.reference_version.as_str());
             let project = match self.rating().version(name, rule_version, reference_version).await {
                 Ok(project) => project,
                 Err(error @ EpochError::Version { .. }) => {
-                    failed.insert(name.to_owned());
+                    progress.failed.insert(name.to_owned());
                     self.note_failure(&error, name, &tasks, state, failures);
                     continue;
                 }
@@ -68,62 +96,102 @@ impl Epochs {
             };
             let wrong = |message: String| EpochError::Version { rule: name.to_owned(), version: rule_version.to_owned(), message };
             let Some(rule) = project.rule(name, rule_version) else {
-                failed.insert(name.to_owned());
+                progress.failed.insert(name.to_owned());
                 self.note_failure(&wrong("is not what its name in the lake says".to_owned()), name, &tasks, state, failures);
                 continue;
             };
             let read = closure(&project, rule);
-            if let Some(upstream) = read.iter().find(|upstream| *upstream != name && failed.contains(*upstream)) {
-                failed.insert(name.to_owned());
-                self.note_failure(&wrong(format!("rule `{upstream}`, which it reads, failed")), name, &tasks, state, failures);
+            if let Some(upstream) = read.iter().find(|upstream| progress.failed.contains(*upstream)) {
+                let error = wrong(format!("rule `{upstream}`, which it reads, failed"));
+                progress.failed.insert(name.to_owned());
+                self.note_failure(&error, name, &tasks, state, failures);
                 continue;
             }
-            let windows: Vec<Window> = tasks.iter().map(|task| task.window.window).collect::<BTreeSet<Window>>().into_iter().collect();
-            let started = std::time::Instant::now();
+            if read.iter().any(|upstream| progress.left.contains(upstream)) {
+                progress.leave(tasks, state);
+                continue;
+            }
             let usage = changes_after.unwrap_or(&self.changes).over(self.usage()?)?;
-            let evaluator = self.rating().evaluator(Arc::clone(&project), usage, &read, &windows, state, &evaluated).await?;
-            let mut results = self.folded(&project, rule, &tasks, &evaluator).await;
-            let rest: Vec<Window> = windows.iter().copied().filter(|window| !results.contains_key(window)).collect();
-            let (found, errors) = evaluate_apart(&evaluator, rule, &rest).await;
-            results.extend(found);
+            let (results, errors) = self.evaluate_group(&project, rule, &tasks, usage, state, &progress.evaluated).await?;
             for (window, error) in errors {
-                if is_unreadable(&error) {
-                    return Err(error.into());
-                }
-                failed.insert(name.to_owned());
+                progress.failed.insert(name.to_owned());
                 let of_window: Vec<&WindowTask> = tasks.iter().filter(|task| task.window.window == window).copied().collect();
                 self.note_failure(&error, name, &of_window, state, failures);
             }
-            tracing::debug!(rule = name, windows = windows.len(), elapsed = ?started.elapsed(), "evaluated");
-            let started = std::time::Instant::now();
-            let of_contracts = tasks.iter().all(|task| task.window.contract_id.is_some());
-            let published = Grouped::by_window(self.rating().published(name, &windows).await?, of_contracts);
-            let results: HashMap<Window, Grouped> =
-                results.iter().map(|(window, charges)| (*window, Grouped::of_window(charges, *window, of_contracts))).collect();
-            let open: HashSet<RuleWindow> = state.open.iter().filter(|open| open.rule == name).map(|open| open.window.clone()).collect();
-            let mut closed: HashSet<&RuleWindow> = HashSet::new();
-            for task in tasks {
-                let Some(results) = results.get(&task.window.window) else { continue };
-                let charges = results.rows_of(&task.window).map_err(arrow)?;
-                let before = published.rows_of(&task.window).map_err(arrow)?;
-                let known = state.finalized.get(&task.rule, &task.window).is_some_and(|range| range.published);
-                let posting = self.posting(manifest, task, known)?;
-                let rows = ledger::post(&before, &charges, &posting).map_err(arrow)?;
-                if due::is_current(&project.reference, &task.window)? {
-                    let published = known || open.contains(&task.window) || charges.num_rows() > 0;
-                    state.finalized.insert(Finalized::window(task, published));
-                    closed.insert(&task.window);
-                } else {
-                    // The contract has no such period any more, and its charges are taken back.
-                    state.finalized.remove(&task.rule, &task.window);
-                }
-                evaluated.entry(name.to_owned()).or_default().insert(task.window.clone(), charges);
-                postings.extend(rows);
-            }
-            state.close(name, &closed);
-            tracing::debug!(rule = name, elapsed = ?started.elapsed(), "compared with the ledger");
+            self.post_group(manifest, &project, &tasks, &results, state, &mut progress).await?;
         }
-        Ok(postings)
+        Ok(progress.postings)
+    }
+
+    /// The charges of the windows of a group that can be rated, folded or read, and the errors of the others.
+    async fn evaluate_group(
+        &self,
+        project: &Arc<RuleProject>,
+        rule: &Rule,
+        tasks: &[&WindowTask],
+        usage: Arc<dyn TableProvider>,
+        state: &EngineState,
+        evaluated: &Evaluated,
+    ) -> Result<Apart, EpochError> {
+        let started = std::time::Instant::now();
+        let windows = windows_of(tasks);
+        let read = closure(project, rule);
+        let evaluator = self.rating().evaluator(Arc::clone(project), usage, &read, &windows, state, evaluated).await?;
+        let mut results = self.folded(project, rule, tasks, &evaluator).await;
+        let rest: Vec<Window> = windows.iter().copied().filter(|window| !results.contains_key(window)).collect();
+        let (found, mut errors) = evaluate_apart(&evaluator, rule, &rest).await;
+        results.extend(found);
+        if let Some(unreadable) = errors.iter().position(|(_, error)| is_unreadable(error)) {
+            return Err(errors.swap_remove(unreadable).1.into());
+        }
+        tracing::debug!(rule = rule.name, windows = windows.len(), elapsed = ?started.elapsed(), "evaluated");
+        Ok((results, errors))
+    }
+
+    /// Compares the charges of a group with the ledger, and finalizes its windows.
+    async fn post_group(
+        &self,
+        manifest: &Manifest,
+        project: &RuleProject,
+        tasks: &[&WindowTask],
+        results: &HashMap<Window, RecordBatch>,
+        state: &mut EngineState,
+        progress: &mut Progress,
+    ) -> Result<(), EpochError> {
+        let arrow = |source| EpochError::Arrow { epoch: manifest.epoch, source };
+        let Some(WindowTask { rule: name, .. }) = tasks.first() else { return Ok(()) };
+        let started = std::time::Instant::now();
+        let of_contracts = tasks.iter().all(|task| task.window.contract_id.is_some());
+        let published = Grouped::by_window(self.rating().published(name, &windows_of(tasks)).await?, of_contracts);
+        let results: HashMap<Window, Grouped> =
+            results.iter().map(|(window, charges)| (*window, Grouped::of_window(charges, *window, of_contracts))).collect();
+        let open: HashSet<RuleWindow> = state.open.iter().filter(|open| open.rule == *name).map(|open| open.window.clone()).collect();
+        let mut closed: HashSet<&RuleWindow> = HashSet::new();
+        for task in tasks {
+            let Some(results) = results.get(&task.window.window) else { continue };
+            let charges = results.rows_of(&task.window).map_err(arrow)?;
+            let before = published.rows_of(&task.window).map_err(arrow)?;
+            let known = state.finalized.get(&task.rule, &task.window).is_some_and(|range| range.published);
+            let posting = self.posting(manifest, task, known)?;
+            let rows = ledger::post(&before, &charges, &posting).map_err(arrow)?;
+            if progress.is_posted && rows.iter().any(|rows| rows.num_rows() > 0) {
+                progress.leave([*task], state);
+                continue;
+            }
+            if due::is_current(&project.reference, &task.window)? {
+                let published = known || open.contains(&task.window) || charges.num_rows() > 0;
+                state.finalized.insert(Finalized::window(task, published));
+                closed.insert(&task.window);
+            } else {
+                // The contract has no such period any more, and its charges are taken back.
+                state.finalized.remove(&task.rule, &task.window);
+            }
+            progress.evaluated.entry(name.clone()).or_default().insert(task.window.clone(), charges);
+            progress.postings.extend(rows);
+        }
+        state.close(name, &closed);
+        tracing::debug!(rule = name, elapsed = ?started.elapsed(), "compared with the ledger");
+        Ok(())
     }
 
     /// The charges of windows that close and are folded; what fails here is read from the table, for a better message.
@@ -135,11 +203,13 @@ impl Epochs {
         evaluator: &Evaluator,
     ) -> HashMap<Window, RecordBatch> {
         let mut windows: BTreeSet<Window> = tasks.iter().map(|task| task.window.window).collect();
-        for task in tasks.iter().filter(|task| task.cause != "window closed") {
+        for task in tasks.iter().filter(|task| task.cause != WindowTask::CLOSED) {
             windows.remove(&task.window.window);
         }
         windows.retain(|window| self.folds.holds(rule, *window));
-        if !Arc::ptr_eq(project, &self.project) || windows.is_empty() {
+        // They follow each other: what is read from the table comes first, or between them.
+        let follows = rule.reads_itself() && tasks.iter().any(|task| !windows.contains(&task.window.window));
+        if !Arc::ptr_eq(project, &self.project) || windows.is_empty() || follows {
             return HashMap::new();
         }
         let windows: Vec<Window> = windows.into_iter().collect();
@@ -178,6 +248,9 @@ impl Epochs {
             self.failed.insert((task.rule.clone(), task.window.clone()));
             if task.is_late() {
                 state.pending.push((*task).clone());
+            }
+            if task.cause == WindowTask::MENDED {
+                self.look_again(state);
             }
         }
     }
@@ -344,17 +417,24 @@ fn union(parts: &[RecordBatch]) -> Result<RecordBatch, arrow::error::ArrowError>
     concat_batches(&schema, &conformed)
 }
 
+/// The windows of these tasks, each once, in order.
+fn windows_of(tasks: &[&WindowTask]) -> Vec<Window> {
+    tasks.iter().map(|task| task.window.window).collect::<BTreeSet<Window>>().into_iter().collect()
+}
+
+/// Charges by window, and the windows that cannot be rated.
+type Apart = (HashMap<Window, RecordBatch>, Vec<(Window, RateError)>);
+
 /// The charges of the windows that can be rated, and the errors of the others: a mistake in one window stands in no other's
-/// way.
-pub(super) async fn evaluate_apart(
-    evaluator: &Evaluator,
-    rule: &Rule,
-    windows: &[Window],
-) -> (HashMap<Window, RecordBatch>, Vec<(Window, RateError)>) {
+/// way, unless the rule reads its own earlier charges.
+pub(super) async fn evaluate_apart(evaluator: &Evaluator, rule: &Rule, windows: &[Window]) -> Apart {
     let by_window = |found: Vec<WindowCharges>| found.into_iter().map(|result| (result.window, result.charges));
     let mut errors = Vec::new();
     if let Ok(found) = evaluator.evaluate(rule, windows).await {
         return (by_window(found).collect(), errors);
+    }
+    if rule.reads_itself() {
+        return evaluate_onward(evaluator, rule, windows).await;
     }
     let mut charges = HashMap::new();
     for window in windows {
@@ -366,19 +446,43 @@ pub(super) async fn evaluate_apart(
     (charges, errors)
 }
 
+/// The same window after window, each with the charges of those before as they are by now; none after one that cannot be
+/// rated.
+async fn evaluate_onward(evaluator: &Evaluator, rule: &Rule, windows: &[Window]) -> Apart {
+    let mut ordered = windows.to_vec();
+    ordered.sort_unstable();
+    let mut evaluator = evaluator.clone();
+    let (mut charges, mut errors) = (HashMap::new(), Vec::<(Window, RateError)>::new());
+    for window in ordered {
+        if let Some((earlier, _)) = errors.first() {
+            errors.push((window, RateError::Earlier { rule: rule.name.clone(), window, earlier: *earlier }));
+            continue;
+        }
+        match evaluator.evaluate(rule, &[window]).await {
+            Ok(found) => {
+                charges.extend(found.iter().map(|result| (result.window, result.charges.clone())));
+                evaluator = evaluator.with_published(&rule.name, found);
+            }
+            Err(error) => errors.push((window, error)),
+        }
+    }
+    (charges, errors)
+}
+
 /// Tasks in the order of rating, those of one rule and of the same versions together: rules that are read first. A rule that
-/// reads its own earlier charges is rated in the order of time, whatever versions follow each other.
-pub(super) fn grouped<'t>(project: &RuleProject, tasks: impl IntoIterator<Item = &'t WindowTask>) -> Vec<Vec<&'t WindowTask>> {
+/// reads its own earlier charges is rated in the order of time, whatever versions follow each other. `rules` has the
+/// versions of the tasks, and may have more.
+pub(super) fn grouped<'t>(rules: &[&Rule], tasks: impl IntoIterator<Item = &'t WindowTask>) -> Vec<Vec<&'t WindowTask>> {
     let versions = |task: &'t WindowTask| (&task.rule_version, &task.reference_version);
     let mut by_rule: BTreeMap<&str, Vec<&WindowTask>> = BTreeMap::new();
     for task in tasks {
         by_rule.entry(&task.rule).or_default().push(task);
     }
     let mut by_rule: Vec<(&str, Vec<&WindowTask>)> = by_rule.into_iter().collect();
-    by_rule.sort_by_key(|(name, _)| depth(project, name));
+    by_rule.sort_by_key(|(name, _)| depth(rules, name));
     let mut groups = Vec::new();
     for (name, mut tasks) in by_rule {
-        if project.rules.iter().any(|rule| rule.name == name && rule.reads_itself()) {
+        if rules.iter().any(|rule| rule.name == name && rule.reads_itself()) {
             tasks.sort_by_key(|task| &task.window);
         } else {
             tasks.sort_by_key(|task| versions(task));
@@ -405,20 +509,23 @@ fn is_unreadable(error: &RateError) -> bool {
 
 /// Every rule whose charges `rule` reads, itself or through others.
 pub(super) fn closure(project: &RuleProject, rule: &Rule) -> BTreeSet<String> {
+    read_through(&project.rules.iter().collect::<Vec<_>>(), std::iter::once(rule))
+}
+
+/// Every rule whose charges these read, themselves or through others of `rules`.
+fn read_through<'r>(rules: &[&'r Rule], readers: impl Iterator<Item = &'r Rule>) -> BTreeSet<String> {
     let mut read = BTreeSet::new();
-    let mut next: Vec<&String> = rule.upstream.iter().chain(&rule.earlier).collect();
+    let mut next: Vec<&String> = readers.flat_map(|rule| rule.upstream.iter().chain(&rule.earlier)).collect();
     while let Some(name) = next.pop() {
         if read.insert(name.clone()) {
-            next.extend(
-                project.rules.iter().filter(|other| other.name == *name).flat_map(|other| other.upstream.iter().chain(&other.earlier)),
-            );
+            next.extend(rules.iter().filter(|other| other.name == *name).flat_map(|other| other.upstream.iter().chain(&other.earlier)));
         }
     }
     read
 }
 
-/// How many rules lie before a rule: what it reads is rated before it.
-pub(super) fn depth(project: &RuleProject, name: &str) -> usize {
-    let versions = project.rules.iter().filter(|rule| rule.name == name);
-    versions.map(|rule| closure(project, rule).iter().filter(|read| *read != name).count()).max().unwrap_or(0)
+/// How many rules lie before a rule, by any of its versions: what it reads is rated before it.
+pub(super) fn depth(rules: &[&Rule], name: &str) -> usize {
+    let versions = rules.iter().copied().filter(|rule| rule.name == name);
+    read_through(rules, versions).iter().filter(|read| *read != name).count()
 }

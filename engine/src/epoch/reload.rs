@@ -13,6 +13,7 @@ use super::due;
 use super::folds::Folds;
 use super::mended::Examine;
 use super::moved::MovedSubjects;
+use super::rate::Rating;
 use super::run::{EpochError, EpochReport, Epochs};
 use super::state::OpenWindow;
 
@@ -57,7 +58,7 @@ impl Epochs {
         self.check_against_ledger(&project)?;
         let mut state = self.state.clone();
         due::drop_strange(&mut state, &project)?;
-        let former = self.former(&project).await;
+        let former = Rating { project: &project, ..self.rating() }.former(&self.state).await;
         let moved = MovedSubjects::load(&self.lake, &state, &project).await?;
         moved.warn(&state);
         Ok(Fitted { project, open: state.open, former, moved })

@@ -11,9 +11,8 @@ use datafusion::execution::runtime_env::RuntimeEnv;
 use ratemill_rules::functions::FUNCTIONS_VERSION;
 use ratemill_rules::session::{SessionLimits, runtime, session};
 use ratemill_rules::{Rule, RuleProject, RuleWindow};
-use ratemill_schemas::files;
 use ratemill_schemas::invoicing::InvoicingCalendar;
-use ratemill_schemas::{EventHasher, UsageSchema, adopted, changes, charges, rejected, time};
+use ratemill_schemas::{EventHasher, UsageSchema, time};
 
 use super::adopting::parts_of;
 use super::books::{check_books, claims_batch, merge_days};
@@ -25,14 +24,15 @@ use super::folds::{Folds, tracked_version};
 use super::manifest::{Completion, Manifest, WindowTask, completion_name, encode, manifest_name, read};
 use super::mended::Examine;
 use super::moved::MovedSubjects;
-use super::running_table::{RunningTable, running_spec};
+use super::running_table::{RunningTable, Times};
 use super::state::{EngineState, TableVersions};
+use super::tables::{Tables, table_specs};
 use super::tail::Tail;
 use crate::adopted::Adopted;
 use crate::capture::CaptureProgress;
 use crate::failpoint::Failpoint;
 use crate::lake::owner::Ownership;
-use crate::lake::{Lake, LakeError, LakeTable, TableSpec};
+use crate::lake::{Lake, LakeError};
 use crate::log::{self, Frame, LogError};
 
 /// Name of the application transactions of epochs.
@@ -59,17 +59,6 @@ pub struct EpochReport {
     pub corrections: usize,
     /// Rules that could not be evaluated, with their messages; their windows stay as they were.
     pub failures: Vec<String>,
-}
-
-/// The tables of the lake.
-#[derive(Debug)]
-pub(super) struct Tables {
-    pub(super) usage: LakeTable,
-    pub(super) rejected: LakeTable,
-    pub(super) files: LakeTable,
-    pub(super) charges: LakeTable,
-    pub(super) changes: LakeTable,
-    pub(super) adopted: LakeTable,
 }
 
 /// Runs epochs, one after the other.
@@ -154,61 +143,6 @@ pub struct EpochSetup {
     pub inputs: Vec<String>,
 }
 
-/// The specifications of the lake's tables.
-#[must_use]
-pub fn table_specs(schema: &UsageSchema) -> [TableSpec; 6] {
-    [
-        TableSpec {
-            name: "usage",
-            schema: schema.stored().clone(),
-            partitions: &["day"],
-            statistics: &["source", "id", "meter", "subject", "time", "log_position"],
-        },
-        TableSpec {
-            name: "rejected",
-            schema: rejected::schema(),
-            partitions: &[],
-            statistics: &["rejected_at", "connector", "reason", "log_position"],
-        },
-        TableSpec { name: "files", schema: files::schema(), partitions: &[], statistics: &["claimed_at", "connector", "path"] },
-        TableSpec {
-            name: "charges",
-            schema: charges::schema(&[]),
-            partitions: &["posting_period"],
-            statistics: &[
-                "charge_id",
-                "customer_id",
-                "contract_id",
-                "window_start",
-                "window_end",
-                "billing_period",
-                "item",
-                "currency",
-                "rule",
-                "epoch",
-            ],
-        },
-        TableSpec {
-            name: "changes",
-            schema: changes::stored(schema),
-            partitions: &[],
-            statistics: &["source", "id", "target_source", "target_id", "log_position"],
-        },
-        TableSpec {
-            name: "adopted",
-            schema: adopted::schema(),
-            partitions: &[],
-            statistics: &["adopted_at", "content_hash", "log_position"],
-        },
-    ]
-}
-
-/// Those, and the table of running charges.
-#[must_use]
-pub fn lake_tables(schema: &UsageSchema) -> Vec<TableSpec> {
-    table_specs(schema).into_iter().chain([running_spec()]).collect()
-}
-
 impl Epochs {
     /// Opens the tables, makes the new generation known to each, keeps the present rules and reference data in the
     /// lake, and finishes an epoch that was interrupted.
@@ -217,15 +151,7 @@ impl Epochs {
     /// [`EpochError`].
     pub async fn open(lake: Lake, ownership: Ownership, completion: Option<Completion>, setup: EpochSetup) -> Result<Self, EpochError> {
         let specs = table_specs(&setup.schema);
-        let [usage, rejected, files, charges, changes, adopted] = &specs;
-        let mut tables = Tables {
-            usage: LakeTable::open_or_create(&lake, usage).await?,
-            rejected: LakeTable::open_or_create(&lake, rejected).await?,
-            files: LakeTable::open_or_create(&lake, files).await?,
-            charges: LakeTable::open_or_create(&lake, charges).await?,
-            changes: LakeTable::open_or_create(&lake, changes).await?,
-            adopted: LakeTable::open_or_create(&lake, adopted).await?,
-        };
+        let mut tables = Tables::open_or_create(&lake, &setup.schema).await?;
         let generation = i64::try_from(ownership.generation()).unwrap_or(i64::MAX);
         let runtime = runtime(&setup.limits)?;
         let (authority, store) = lake.root_store();
@@ -282,6 +208,9 @@ impl Epochs {
         epochs.keep_versions(&project).await?;
         Failpoint::VersionsKept.reached();
         epochs.unfinished = read::<Manifest>(&epochs.lake, &manifest_name(epochs.last + 1)).await?;
+        if epochs.unfinished.is_some() {
+            epochs.former = epochs.rating().former(&epochs.state).await;
+        }
         epochs.finish().await?;
         let fitted = epochs.fit(project).await?;
         epochs.take(fitted);
@@ -448,7 +377,7 @@ impl Epochs {
                 tasks.push(task);
             }
         }
-        for task in due::due(&state, &self.project, &self.moved, clock, finalize)? {
+        for task in due::due(&state, (&self.project, &self.former), &self.moved, clock, finalize)? {
             tasks.retain(|late| !(late.rule == task.rule && late.window == task.window));
             tasks.push(task);
         }
@@ -561,8 +490,9 @@ impl Epochs {
         }
         tracing::debug!(epoch, elapsed = ?started.elapsed(), "charges stored");
         self.close_running(&manifest, &state).await;
+        let times = Times::of(&merged, &parts, changes_after.as_ref());
         self.complete(&manifest, state, changes_after, frames).await?;
-        self.note_running(&manifest, &merged, &parts);
+        self.note_running(&manifest, &times);
         let count = |batches: &[RecordBatch]| batches.iter().map(RecordBatch::num_rows).sum();
         let corrections = postings
             .iter()

@@ -118,8 +118,9 @@ impl Epochs {
         due::note_usage(&mut state, touched, None);
         self.late_adopted(&mut state, None, &arrived.parts).await?;
         let usage = arrived.effect.changes.as_ref().unwrap_or(&self.changes).over(self.usage_with(arrived)?)?;
-        let mut rules: Vec<&Rule> = self.project.rules.iter().collect();
-        rules.sort_by_key(|rule| depth(&self.project, &rule.name));
+        let all: Vec<&Rule> = self.project.rules.iter().collect();
+        let mut rules = all.clone();
+        rules.sort_by_cached_key(|rule| depth(&all, &rule.name));
         // What another rule reads must be whole.
         let read: BTreeSet<String> = rules.iter().flat_map(|rule| closure(&self.project, rule)).collect();
         let mut evaluated = Evaluated::new();
@@ -241,7 +242,7 @@ impl Epochs {
             rule_version: rule.version.clone(),
             reference_version: self.project.reference.version().to_owned(),
             window: rated.clone(),
-            cause: "window closed".to_owned(),
+            cause: WindowTask::CLOSED.to_owned(),
         }
     }
 }

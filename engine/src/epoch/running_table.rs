@@ -17,6 +17,7 @@ use ratemill_schemas::decimal::DECIMAL;
 use ratemill_schemas::time::instant_type;
 use ratemill_schemas::{Window, WindowSpec, time};
 
+use super::changes::Changes;
 use super::manifest::Manifest;
 use super::rate::closure;
 use super::run::{EpochError, Epochs};
@@ -94,7 +95,9 @@ impl RunningTable {
             is_behind: false,
         };
         for batch in context.read_table(opened.table.provider()?)?.collect().await? {
-            for (key, rows) in windows_of(project, &batch) {
+            let windows = windows_of(project, &batch);
+            opened.is_behind |= windows.values().map(Vec::len).sum::<usize>() < batch.num_rows();
+            for (key, rows) in windows {
                 let rows = take_record_batch(&batch, &UInt32Array::from(rows)).map_err(|source| EpochError::Arrow { epoch: 0, source })?;
                 // A window may lie in two batches.
                 let rows = match opened.rows.remove(&key) {
@@ -119,6 +122,8 @@ impl RunningTable {
         for rule in &project.rules {
             read.entry(&rule.name).or_default().extend(times.read_by(rule));
         }
+        // What was before a window opens it, be it of no window itself.
+        let opens = |name: &str| project.rules.iter().any(|rule| rule.name == name && !rule.options.carry.is_empty());
         let reaches = |name: &str| project.rules.iter().any(|rule| rule.name == name && rule.reach == Reach::Onward);
         let changed: HashSet<(&str, &RuleWindow)> =
             state.open.iter().filter(|open| open.changed_at > manifest.from).map(|open| (open.rule.as_str(), &open.window)).collect();
@@ -127,11 +132,15 @@ impl RunningTable {
             let Window { start, end } = rated.window;
             let is_touched = times.too_many || read.range(start.div_euclid(BUCKET)..=(end - 1).div_euclid(BUCKET)).next().is_some();
             let is_reached = is_touched || (!read.is_empty() && reaches(rule));
-            !is_reached && !changed.contains(&(rule.as_str(), rated))
+            let is_opened_anew = times.are_changed && opens(rule);
+            !is_reached && !is_opened_anew && !changed.contains(&(rule.as_str(), rated))
         });
         let with_usage = read.iter().filter(|(_, read)| times.too_many || !read.is_empty()).map(|(rule, _)| (*rule).to_owned());
         self.moved.extend(with_usage.chain(manifest.tasks.iter().map(|task| task.rule.clone())));
         self.moved.extend(changed.iter().map(|(rule, _)| (*rule).to_owned()));
+        if times.are_changed {
+            self.moved.extend(project.rules.iter().map(|rule| &rule.name).filter(|name| opens(name)).cloned());
+        }
     }
 
     /// What is to be evaluated: windows that are not current, and what rules read whose charges may have changed.
@@ -164,7 +173,7 @@ impl Epochs {
     /// Takes windows out of the table that are open no longer. An epoch never fails with it.
     pub(super) async fn close_running(&mut self, manifest: &Manifest, state: &EngineState) {
         let mut rows = self.running.rows.clone();
-        keep_open(&mut rows, state);
+        keep_shown(&mut rows, &self.project, state);
         if rows.len() == self.running.rows.len() {
             return;
         }
@@ -173,11 +182,9 @@ impl Epochs {
         }
     }
 
-    /// Takes note of what a completed epoch touched, by its usage and the files that it adopted.
-    pub(super) fn note_running(&mut self, manifest: &Manifest, usage: &[RecordBatch], adopted: &[Arc<Part>]) {
-        let mut times = Times::of(usage);
-        times.too_many |= !adopted.is_empty();
-        self.running.note(&self.project, manifest, &self.state, &times);
+    /// Takes note of what a completed epoch touched.
+    pub(super) fn note_running(&mut self, manifest: &Manifest, times: &Times<'_>) {
+        self.running.note(&self.project, manifest, &self.state, times);
     }
 
     /// Whether there may be running charges that the table does not have.
@@ -200,7 +207,7 @@ impl Epochs {
         let wanted = self.running.wanted(&self.project, &self.state);
         let found = if wanted.is_empty() { Vec::new() } else { self.running_with(&Arrived::default(), &wanted, None).await? };
         let mut rows = self.running.rows.clone();
-        keep_open(&mut rows, &self.state);
+        keep_shown(&mut rows, &self.project, &self.state);
         let mut is_changed = self.running.is_behind || rows.len() != self.running.rows.len();
         for (name, found) in found {
             match found {
@@ -257,13 +264,15 @@ impl Epochs {
     }
 }
 
-/// Keeps rows of windows that are open.
-fn keep_open(rows: &mut BTreeMap<Key, RecordBatch>, state: &EngineState) {
+/// Keeps rows of windows that are open, and of which the project shows what they come to.
+fn keep_shown(rows: &mut BTreeMap<Key, RecordBatch>, project: &RuleProject, state: &EngineState) {
     if rows.is_empty() {
         return;
     }
     let open: HashSet<(&str, &RuleWindow)> = state.open.iter().map(|open| (open.rule.as_str(), &open.window)).collect();
-    rows.retain(|(rule, window), _| open.contains(&(rule.as_str(), window)));
+    let is_shown =
+        |name: &str, start: i64| project.rules.iter().any(|rule| rule.name == name && rule.options.provisional && rule.in_force_at(start));
+    rows.retain(|(rule, rated), _| open.contains(&(rule.as_str(), rated)) && is_shown(rule, rated.window.start));
 }
 
 /// The rows with the epoch as of which they were evaluated, and when that was.
@@ -296,15 +305,19 @@ fn windows_of(project: &RuleProject, batch: &RecordBatch) -> HashMap<Key, Vec<u3
 
 /// When usage was, by meter, about.
 #[derive(Debug, Default)]
-struct Times<'u> {
+pub(super) struct Times<'u> {
     by_meter: HashMap<&'u str, BTreeSet<i64>>,
     /// They were not told apart.
     too_many: bool,
+    /// Usage of other times may have been voided or amended.
+    are_changed: bool,
 }
 
 impl<'u> Times<'u> {
-    fn of(usage: &'u [RecordBatch]) -> Self {
-        let mut times = Self::default();
+    /// Of the usage of an epoch, of the files that it adopted, and of the voids and amendments in force after it where they are
+    /// others than before.
+    pub(super) fn of(usage: &'u [RecordBatch], adopted: &[Arc<Part>], changes: Option<&Changes>) -> Self {
+        let mut times = Self { are_changed: changes.is_some(), ..Self::default() };
         let mut count = 0;
         for batch in usage {
             let (Some(meters), Some(instants)) = (batch.column_by_name("meter"), batch.column_by_name("time")) else { continue };
@@ -318,7 +331,7 @@ impl<'u> Times<'u> {
                 }
             }
         }
-        times.too_many = count > BUCKETS_MAX;
+        times.too_many = count > BUCKETS_MAX || !adopted.is_empty();
         times
     }
 

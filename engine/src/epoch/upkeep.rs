@@ -7,7 +7,8 @@ use datafusion::execution::runtime_env::RuntimeEnv;
 use ratemill_rules::session::SessionLimits;
 use tokio::sync::RwLock;
 
-use super::run::{EpochError, Epochs, Tables};
+use super::run::{EpochError, Epochs};
+use super::tables::Tables;
 use crate::lake::{Lake, LakeTable, TableChange};
 
 impl Tables {

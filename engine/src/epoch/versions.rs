@@ -12,6 +12,7 @@ use super::due;
 use super::manifest::encode;
 use super::rate::Rating;
 use super::run::{EpochError, Epochs};
+use super::state::EngineState;
 use crate::lake::Lake;
 
 impl Epochs {
@@ -84,23 +85,6 @@ impl Epochs {
         Ok(())
     }
 
-    /// The versions that published windows and are not in `project`.
-    pub(super) async fn former(&self, project: &Arc<RuleProject>) -> Vec<Rule> {
-        let mut former: Vec<Rule> = Vec::new();
-        for range in self.state.finalized.iter().filter(|range| range.published) {
-            let known = |rule: &Rule| rule.name == range.rule && rule.version == range.rule_version;
-            if project.rules.iter().any(known) || former.iter().any(known) {
-                continue;
-            }
-            let rating = Rating { project, ..self.rating() };
-            match rating.version(&range.rule, &range.rule_version, &range.reference_version).await {
-                Ok(project) => former.extend(project.rules.iter().filter(|rule| rule.version == range.rule_version).cloned()),
-                Err(error) => tracing::error!(%error, "late usage of windows that this version published cannot be rated"),
-            }
-        }
-        former
-    }
-
     /// Keeps rules and reference data in the lake, under their versions.
     pub(super) async fn keep_versions(&self, project: &RuleProject) -> Result<(), EpochError> {
         for rule in &project.rules {
@@ -119,6 +103,22 @@ impl Epochs {
 }
 
 impl Rating<'_> {
+    /// The versions that published windows and are not in the project.
+    pub(super) async fn former(&self, state: &EngineState) -> Vec<Rule> {
+        let mut former: Vec<Rule> = Vec::new();
+        for range in state.finalized.iter().filter(|range| range.published) {
+            let known = |rule: &Rule| rule.name == range.rule && rule.version == range.rule_version;
+            if self.project.rules.iter().any(known) || former.iter().any(known) {
+                continue;
+            }
+            match self.version(&range.rule, &range.rule_version, &range.reference_version).await {
+                Ok(project) => former.extend(project.rules.iter().filter(|rule| known(rule)).cloned()),
+                Err(error) => tracing::error!(%error, "late usage of windows that this version published cannot be rated"),
+            }
+        }
+        former
+    }
+
     /// The project at a version: the present one, or an older one out of the lake.
     pub(super) async fn version(&self, rule: &str, rule_version: &str, reference_version: &str) -> Result<Arc<RuleProject>, EpochError> {
         if self.project.reference.version() == reference_version && self.project.rule(rule, rule_version).is_some() {

@@ -225,14 +225,22 @@ impl LakeTable {
         self.table.snapshot().map_err(failed)?.transaction_version(self.table.log_store().as_ref(), application).await.map_err(failed)
     }
 
+    /// Whether this number of `application`, or a later one, was committed, be it in an attempt whose answer was lost.
+    ///
+    /// # Errors
+    /// [`LakeError::Delta`].
+    pub async fn has(&mut self, application: &str, number: i64) -> Result<bool, LakeError> {
+        self.table.update_incremental(None).await.map_err(|error| delta(self.name, error))?;
+        Ok(self.last_transaction(application).await?.is_some_and(|last| last >= number))
+    }
+
     /// Appends `batches` as number `number` of `application`, once: if that number was committed before, nothing
     /// happens. An empty append still commits the number.
     ///
     /// # Errors
     /// [`LakeError::Fenced`] when somebody else wrote, otherwise [`LakeError::Delta`].
     pub async fn append(&mut self, batches: &[RecordBatch], application: &str, number: i64) -> Result<AppendOutcome, LakeError> {
-        self.table.update_incremental(None).await.map_err(|error| delta(self.name, error))?;
-        if self.last_transaction(application).await?.is_some_and(|last| last >= number) {
+        if self.has(application, number).await? {
             return Ok(AppendOutcome::AlreadyThere);
         }
         let mut actions = Vec::new();

@@ -74,7 +74,7 @@ impl Evaluation<'_> {
             let mut ordered = windows.to_vec();
             ordered.sort_unstable();
             ordered.dedup();
-            self.rate_missing(&ordered, evaluator).await?;
+            self.bring_earlier(&ordered, evaluator).await?;
             for window in ordered {
                 groups += self.evaluate_together(&[window], evaluator, &mut results).await?;
                 let charges = evaluator.charges_of(rule, window, results.get(&window));
@@ -89,20 +89,28 @@ impl Evaluation<'_> {
         Ok(Outcome { charges: charges.collect(), groups })
     }
 
-    /// Rates the windows that these read and that are neither among them nor published: what they held is not in the state.
-    async fn rate_missing(&self, windows: &[Window], evaluator: &Evaluator) -> Result<(), RateError> {
-        let rule = &self.fold.rule;
-        let mut missing = Vec::new();
-        for range in self.fold.set(windows)?.ranges(true) {
-            let earlier = rule.windows_between(&self.fold.project.reference, range.start, range.end);
-            let earlier = earlier.map_err(|source| RateError::Window { rule: rule.name.clone(), source })?;
-            missing.extend(earlier.into_iter().filter(|window| !windows.contains(window) && !evaluator.is_published(rule, *window)));
+    /// Brings the charges of the windows that these read and that are not among them: as they are published; what is not
+    /// is rated, since what those windows held is not in the state.
+    async fn bring_earlier(&self, windows: &[Window], evaluator: &Evaluator) -> Result<(), RateError> {
+        let (rule, project) = (&self.fold.rule, &self.fold.project);
+        let ranges = self.fold.set(windows)?.ranges(true);
+        for version in project.rules.iter().filter(|version| version.name == rule.name) {
+            let mut missing = Vec::new();
+            for range in &ranges {
+                let earlier = version.windows_between(&project.reference, range.start, range.end);
+                let earlier = earlier.map_err(|source| RateError::Window { rule: rule.name.clone(), source })?;
+                for window in earlier.into_iter().filter(|window| !windows.contains(window)) {
+                    match evaluator.published_charges(version, window) {
+                        Some(charges) => evaluator.keep(version, &[charges]),
+                        None => missing.push(window),
+                    }
+                }
+            }
+            if !missing.is_empty() {
+                let charges = evaluator.evaluate(version, &missing).await?;
+                evaluator.keep(version, &charges);
+            }
         }
-        if missing.is_empty() {
-            return Ok(());
-        }
-        let charges = evaluator.evaluate(rule, &missing).await?;
-        evaluator.keep(rule, &charges);
         Ok(())
     }
 

@@ -1,6 +1,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod benches;
+mod earlier;
 mod opening;
 mod reads;
 mod running;

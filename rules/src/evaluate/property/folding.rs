@@ -1,6 +1,7 @@
 //! Folded = one by one: events arrive in any order and in batches of any size, in several states that are merged, written
 //! and read again.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use ratemill_schemas::Window;
@@ -62,6 +63,22 @@ async fn asked(case: &Case, [state, later]: [&FoldState; 2], known: &mut Running
     charged(state.running(Some(later), windows, &evaluator, known, None).await, windows)
 }
 
+/// Fails where charges of folded windows differ while those before them are published.
+async fn after_published(
+    case: &Case,
+    state: &FoldState,
+    expected: &BTreeMap<Window, Vec<String>>,
+    random: &mut Random,
+) -> Result<(), String> {
+    let rated = case.project.rules.iter().find(|rule| rule.name == "rated").unwrap();
+    let (published, open) = case.windows.split_at(random.below(case.windows.len() + 1));
+    let evaluator = || case.evaluator(super::Mode::Auto, 1, vec![vec![case.usage.clone()]]);
+    let published = evaluator().evaluate(rated, published).await.map_err(|error| error.to_string())?;
+    let found = charged(state.evaluate(open, &evaluator().with_published("rated", published)).await, open);
+    let expected = open.iter().map(|window| (*window, expected[window].clone())).collect();
+    same("folded after published windows", &Ok(expected), &found, false)
+}
+
 /// Whether the rule is folded, and whether its customers are told apart; fails where its charges differ.
 pub(super) async fn folded(case: &Case, expected: &Charged, random: &mut Random) -> Result<Result<bool, NotFoldable>, String> {
     let fold = match fold(case).await {
@@ -96,6 +113,9 @@ pub(super) async fn folded(case: &Case, expected: &Charged, random: &mut Random)
     let (delta, mut state) = (states.pop().unwrap(), states.pop().unwrap());
     state.merge(delta).await.map_err(|error| format!("merging: {error}"))?;
     same("folded", expected, &evaluated(case, &state, &case.windows).await, false)?;
+    if let Ok(expected) = expected {
+        after_published(case, &state, expected, random).await?;
+    }
     state = restarted(case, state).await?;
     same("folded and restarted", expected, &evaluated(case, &state, &case.windows).await, false)?;
     if let (Ok(expected), Some(first)) = (expected, case.windows.get(random.below(case.windows.len().max(1)))) {
