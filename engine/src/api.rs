@@ -19,12 +19,12 @@ use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::epoch::{ApplyRequest, ChangeScope};
+use crate::epoch::{ApplyRequest, ChangeScope, RunningQuestion, Unanswered};
 use crate::live::{Command, Refusal};
 use crate::pulse::{LiveStatus, Vitals};
 use crate::query::with_exact_texts;
 
-/// Longest wait for an answer from between two epochs.
+/// Longest wait for an answer.
 const ANSWER: Duration = Duration::from_secs(30);
 
 /// What health and metrics are answered from.
@@ -34,26 +34,6 @@ pub struct Health {
     pub ready: Arc<AtomicBool>,
     /// Prometheus.
     pub metrics: PrometheusHandle,
-}
-
-/// A question for running charges, answered between epochs.
-#[derive(Debug)]
-pub struct RunningQuestion {
-    /// One rule; `None` is all.
-    pub rule: Option<String>,
-    /// One customer, beside whose charges those of others may be there; `None` is all.
-    pub customer: Option<String>,
-    /// The charges, or what failed.
-    pub answer: oneshot::Sender<Result<Vec<RecordBatch>, Unanswered>>,
-}
-
-/// Why a question has no answer, in words.
-#[derive(Debug)]
-pub enum Unanswered {
-    /// It will have one later.
-    Later(String),
-    /// It cannot be answered.
-    Failed(String),
 }
 
 /// Who may ask, and where questions go.

@@ -18,7 +18,7 @@ use tokio::sync::{Notify, mpsc};
 use crate::adopted::Part;
 use crate::dedup::{Admission, DedupIndex};
 use crate::failpoint::Failpoint;
-use crate::log::{Frame, InputProgress, LogError, LogWriter, LoggedFile};
+use crate::log::{Frame, InputProgress, LogError, LogWriter, LoggedFile, RecentFrames};
 use crate::pulse::{Outcome, Pulse};
 
 /// Rows of one group.
@@ -35,6 +35,8 @@ pub struct CaptureProgress {
     pub undrained_bytes: AtomicU64,
     /// Position up to which the lake has everything.
     pub drained: AtomicI64,
+    /// The newest frames of the log.
+    pub recent: RecentFrames,
     /// Rung after each group.
     pub grown: Notify,
     /// Counts, for those who ask how the engine is.
@@ -201,6 +203,7 @@ impl Capture {
             self.is_full = false;
             self.hand_over(&frame, keys);
             self.progress.undrained_bytes.fetch_add(frame.weight(), Ordering::AcqRel);
+            self.progress.recent.keep(frame);
             self.progress.position.store(self.log.position(), Ordering::Release);
             self.progress.grown.notify_one();
             metrics::histogram!("ratemill_log_commit_duration_seconds").record(started.elapsed());

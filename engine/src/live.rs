@@ -19,9 +19,9 @@ use tokio_util::sync::CancellationToken;
 
 pub use commands::{Command, Posted, Refusal, ReloadAnswer};
 
-use crate::api::{self, Health, Operations, Questions, RunningQuestion};
+use crate::api::{self, Health, Operations, Questions};
 use crate::capture::CaptureProgress;
-use crate::epoch::{EpochError, EpochReport, Epochs, Finalize};
+use crate::epoch::{EpochError, EpochReport, Epochs, Finalize, RunningQuestion};
 use crate::lake::{LakeError, Location};
 use crate::pipeline::{OpenError, Pipeline};
 use crate::pulse::{Beacon, Vitals};
@@ -32,6 +32,8 @@ use commands::{COMMANDS, Commands, ProjectFiles, QUESTIONS};
 const DRAIN: Duration = Duration::from_secs(3);
 /// Time for the last epoch.
 const LAST_EPOCH: Duration = Duration::from_secs(4);
+/// Longest pause before a failed epoch is tried again, unless epochs come seldomer: usage is in the lake soon after an outage.
+const RETRY: Duration = Duration::from_secs(10);
 /// Time for giving the lake up.
 const RELEASE: Duration = Duration::from_secs(2);
 
@@ -69,7 +71,8 @@ pub async fn run(
     let (questions, asked) = mpsc::channel(QUESTIONS);
     let (operations, queue) = mpsc::channel(COMMANDS);
     let (rules, names) = watch::channel(pipeline.epochs.project().rules.iter().map(|rule| rule.name.clone()).collect());
-    let mut commands = Commands { asked, queue, hangup, files: ProjectFiles::of(&pipeline.settings), rules };
+    pipeline.epochs.listen(Some(asked));
+    let mut commands = Commands { queue, hangup, files: ProjectFiles::of(&pipeline.settings), rules };
     let surface = Surface { metrics, questions, operations, rules: names, vitals };
     start_http(&pipeline, &ready, (surface, &beacon), &connectors, &mut tasks, listening).await?;
     ready.store(true, Ordering::Release);
@@ -88,8 +91,9 @@ pub async fn run(
     .await;
     drop(between);
     ready.store(false, Ordering::Release);
-    // Commands that wait are told that nobody does them.
+    // Who waits for an answer is told that there is none.
     drop(commands);
+    pipeline.epochs.listen(None);
     connectors.cancel();
     let drained = tokio::time::timeout(DRAIN, async { while tasks.join_next().await.is_some() {} }).await;
     if drained.is_err() {
@@ -139,7 +143,7 @@ async fn epochs(
                 () = lost.cancelled() => break,
                 () = tokio::time::sleep_until(begun + pause) => break,
                 () = progress.grown.notified() => if progress.undrained_bytes.load(Ordering::Acquire) >= bytes_max { break },
-                call = commands.next() => tokio::select! {
+                call = commands.next(epochs) => tokio::select! {
                     () = stop.cancelled() => return Ok(()),
                     () = commands.obey(call, epochs, report) => {}
                 },
@@ -187,7 +191,7 @@ async fn epochs(
                 tracing::error!(%error, "the epoch failed; capture goes on, and it will be tried again");
                 metrics::counter!("ratemill_epoch_failures_total").increment(1);
                 progress.pulse.note_failure(&error);
-                pause = (pause * 2).clamp(interval, Duration::from_secs(60).max(interval));
+                pause = (pause * 2).clamp(interval, RETRY.max(interval));
             }
         }
     }

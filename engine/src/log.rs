@@ -4,13 +4,15 @@
 //! bad frame with a valid one behind it is damage, and the engine stops. Positions count logged records, from 0.
 
 mod follow;
-mod frame;
+pub(crate) mod frame;
 mod reader;
+mod recent;
 mod writer;
 
 pub use follow::LogFollower;
 pub use frame::{Frame, FrameHeader, InputProgress, InputRun, LoggedFile};
 pub use reader::{LogScan, adopted_files, parts, read_range, scan};
+pub use recent::RecentFrames;
 pub use writer::{LogWriter, trim};
 
 use std::path::{Path, PathBuf};

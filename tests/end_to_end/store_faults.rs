@@ -11,6 +11,13 @@ use crate::scenario::{Scenario, settled_at};
 /// Of a thousand requests, so many fail: a run has some hundreds.
 const FAULTS_PERMILLE: [usize; 3] = [5, 15, 40];
 
+/// No run takes so long, unless the engine is stuck.
+const PATIENCE: Duration = Duration::from_secs(600);
+
+fn log_of(project: &Project) -> String {
+    std::fs::read_to_string(project.path().join("engine.stderr")).unwrap_or_default()
+}
+
 /// One seed: a live engine, or the same usage by a command, again and again until it succeeds.
 fn run(scenario: &Scenario, seed: usize, starts: &AtomicUsize) -> Project {
     let project = scenario.project(if seed.is_multiple_of(4) { "fold = false\n" } else { "" }, "");
@@ -32,7 +39,7 @@ fn run(scenario: &Scenario, seed: usize, starts: &AtomicUsize) -> Project {
         let mut is_acknowledged = false;
         position += part.records;
         while !is_acknowledged || settled_at(&project.path().join("lake/epochs")) < Some(position) {
-            assert!(begun.elapsed() < Duration::from_secs(150), "seed {seed} takes too long");
+            assert!(begun.elapsed() < PATIENCE, "seed {seed} does not end:\n{}", log_of(&project));
             if engine.as_mut().is_none_or(|engine| engine.ended().is_some()) {
                 engine = Engine::try_start(std::process::Command::new(binary()), project.path(), &faults(attempt)).ok();
                 attempt += 1;
@@ -68,8 +75,7 @@ fn a_store_that_fails_loses_and_doubles_nothing() {
             let seed = first + run_number;
             let project = run(&scenario, seed, &starts);
             if let Err(wrong) = scenario.books(&project) {
-                let log = std::fs::read_to_string(project.path().join("engine.stderr")).unwrap_or_default();
-                losses.lock().unwrap().push(format!("seed {seed}: {wrong}\n{log}"));
+                losses.lock().unwrap().push(format!("seed {seed}: {wrong}\n{}", log_of(&project)));
             }
         }
     };

@@ -5,16 +5,17 @@ use std::sync::Arc;
 
 use ratemill_rules::{Evaluator, Fold, FoldState, OpenWindows, RateError, RunningCharges, WindowCharges};
 use ratemill_schemas::Window;
+use tokio::sync::Mutex;
 
 use super::folds::RuleFold;
 use super::tail::TailUsage;
 
-/// What is kept of one rule.
+/// What is kept of one rule. Who asks for one customer does not wait for whoever evaluates all of them.
 #[derive(Debug, Default)]
 pub(super) struct Asked {
     /// Charges from the state of the last epoch.
-    pub(super) known: RunningCharges,
-    later: Option<Later>,
+    pub(super) known: Mutex<RunningCharges>,
+    later: Mutex<Option<Later>>,
 }
 
 /// Usage that came after the last epoch.
@@ -47,28 +48,46 @@ impl Later {
 impl Asked {
     /// The charges of windows from the folded state, which has usage up to `position`, and `tail`.
     pub(super) async fn charges(
-        &mut self,
+        &self,
         (fold, position): (&RuleFold, i64),
         tail: &[TailUsage],
         windows: &[Window],
         evaluator: &Evaluator,
         customer: Option<&str>,
     ) -> Result<Vec<WindowCharges>, RateError> {
-        let before = self.known.groups();
-        let charges = if tail.is_empty() {
-            fold.state.running(None, windows, evaluator, &mut self.known, customer).await
-        } else {
-            // Who is stopped half-way leaves none that has a part of the tail.
-            let mut later = match self.later.take().filter(|later| later.from == position && later.windows == windows) {
-                Some(later) => later,
-                None => Later::new(&fold.fold, position, windows)?,
-            };
-            later.follow(tail).await?;
-            let charges = fold.state.running(Some(&later.state), windows, evaluator, &mut self.known, customer).await;
-            self.later = Some(later);
-            charges
+        if tail.is_empty() {
+            return self.evaluated(fold, None, windows, evaluator, customer).await;
+        }
+        let mut kept = self.later.lock().await;
+        // Who is stopped half-way leaves none that has a part of the tail.
+        let mut later = match kept.take().filter(|later| later.from == position && later.windows == windows) {
+            Some(later) => later,
+            None => Later::new(&fold.fold, position, windows)?,
         };
-        metrics::counter!("ratemill_running_groups_total").increment((self.known.groups() - before) as u64);
+        later.follow(tail).await?;
+        let charges = self.evaluated(fold, Some(&later.state), windows, evaluator, customer).await;
+        *kept = Some(later);
         charges
+    }
+
+    async fn evaluated(
+        &self,
+        fold: &RuleFold,
+        later: Option<&FoldState>,
+        windows: &[Window],
+        evaluator: &Evaluator,
+        customer: Option<&str>,
+    ) -> Result<Vec<WindowCharges>, RateError> {
+        let (charges, groups) = match customer.filter(|_| fold.fold.tells_customers_apart()) {
+            Some(customer) => fold.state.running_of(later, windows, evaluator, customer).await?,
+            None => {
+                let mut known = self.known.lock().await;
+                let before = known.groups();
+                let charges = fold.state.running(later, windows, evaluator, &mut known).await?;
+                (charges, known.groups() - before)
+            }
+        };
+        metrics::counter!("ratemill_running_groups_total").increment(groups as u64);
+        Ok(charges)
     }
 }

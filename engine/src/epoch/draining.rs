@@ -75,6 +75,7 @@ impl Epochs {
         let _ =
             self.progress.undrained_bytes.fetch_update(Ordering::AcqRel, Ordering::Acquire, |bytes| Some(bytes.saturating_sub(drained)));
         self.progress.drained.store(manifest.to, Ordering::Release);
+        self.progress.recent.forget(manifest.to);
         log::trim(&self.log_folder, manifest.to)?;
         Failpoint::EpochTrimmed.reached();
         Ok(())

@@ -58,7 +58,7 @@ pub(super) struct RuleFold {
     /// Whether the state has all that windows open with, or the rule does not read it.
     pub(super) opens: bool,
     /// What is kept between questions.
-    pub(super) asked: tokio::sync::Mutex<Asked>,
+    pub(super) asked: Asked,
     /// The open windows that were folded into last.
     open: Option<(Vec<Window>, OpenWindows)>,
 }
@@ -80,7 +80,7 @@ impl Folds {
                         is_loaded: false,
                         touched: BTreeSet::new(),
                         opens: rule.options.carry.is_empty(),
-                        asked: tokio::sync::Mutex::default(),
+                        asked: Asked::default(),
                         open: None,
                     });
                 }
@@ -275,8 +275,7 @@ impl Folds {
         customer: Option<&str>,
     ) -> Option<Result<Vec<WindowCharges>, RateError>> {
         let fold = self.of(rule)?;
-        let mut asked = fold.asked.lock().await;
-        Some(asked.charges((fold, self.position), tail, windows, evaluator, customer).await)
+        Some(fold.asked.charges((fold, self.position), tail, windows, evaluator, customer).await)
     }
 
     /// Forgets windows that are open no longer.
@@ -284,7 +283,7 @@ impl Folds {
         for rule in &mut self.rules {
             let open = open_windows(rule.fold.rule(), state);
             rule.known.retain(|window, _| open.contains(window));
-            rule.asked.get_mut().known.retain(|window| open.contains(window));
+            rule.asked.known.get_mut().retain(|window| open.contains(window));
             let closed: Vec<Window> = rule.state.windows().into_iter().filter(|window| !open.contains(window)).collect();
             if !closed.is_empty() {
                 rule.state.drop_windows(&closed);
@@ -337,7 +336,7 @@ impl RuleFold {
 
     async fn fold(&mut self, usage: &RecordBatch) {
         let folded = match &self.open {
-            Some((_, open)) => self.state.fold_noting(usage, open, &mut self.asked.get_mut().known).await,
+            Some((_, open)) => self.state.fold_noting(usage, open, self.asked.known.get_mut()).await,
             None => self.state.open_with(usage),
         };
         if let Err(error) = folded {
@@ -357,7 +356,7 @@ impl RuleFold {
         }
         if !windows.is_empty() {
             self.state.drop_windows(&windows);
-            self.asked.get_mut().known.retain(|window| !windows.contains(window));
+            self.asked.known.get_mut().retain(|window| !windows.contains(window));
         }
     }
 
@@ -367,7 +366,7 @@ impl RuleFold {
         self.fresh_from = i64::MAX;
         self.is_given_up = true;
         self.opens = false;
-        *self.asked.get_mut() = Asked::default();
+        self.asked = Asked::default();
         self.state = self.fold.state();
         self.open = None;
     }

@@ -92,7 +92,7 @@ impl Folds {
             let was_whole = rule.opens;
             // Until all is noted again.
             rule.opens = false;
-            rule.asked.get_mut().known.forget_all();
+            rule.asked.known.get_mut().forget_all();
             match rule.state.forget_openings(&is_changed)? {
                 Forgotten::Nothing => rule.opens = was_whole,
                 Forgotten::Subjects(of) => subjects.extend(of),

@@ -112,7 +112,7 @@ impl Epochs {
                 continue;
             }
             let usage = changes_after.unwrap_or(&self.changes).over(self.usage()?)?;
-            let (results, errors) = self.evaluate_group(&project, rule, &tasks, usage, state, &progress.evaluated).await?;
+            let (results, errors) = self.answering(self.evaluate_group(&project, rule, &tasks, usage, state, &progress.evaluated)).await?;
             for (window, error) in errors {
                 progress.failed.insert(name.to_owned());
                 let of_window: Vec<&WindowTask> = tasks.iter().filter(|task| task.window.window == window).copied().collect();

@@ -24,6 +24,7 @@ use super::folds::{Folds, tracked_version};
 use super::manifest::{Completion, Manifest, WindowTask, completion_name, encode, manifest_name, read};
 use super::mended::Examine;
 use super::moved::MovedSubjects;
+use super::questions::Questions;
 use super::running_table::{RunningTable, Times};
 use super::state::{EngineState, TableVersions};
 use super::tables::{Tables, table_specs};
@@ -33,7 +34,7 @@ use crate::capture::CaptureProgress;
 use crate::failpoint::Failpoint;
 use crate::lake::owner::Ownership;
 use crate::lake::{Lake, LakeError};
-use crate::log::{self, Frame, LogError};
+use crate::log::{Frame, LogError};
 
 /// Name of the application transactions of epochs.
 pub(super) const APPLICATION: &str = "ratemill/epoch";
@@ -98,6 +99,8 @@ pub struct Epochs {
     pub(super) running: RunningTable,
     /// Usage that is in the log and not in the lake, for those who ask.
     pub(super) tail: tokio::sync::Mutex<Tail>,
+    /// Who wants to know running charges.
+    pub(super) questions: Questions,
     /// A manifest that is written, but not completed: it is finished before anything else.
     pub(super) unfinished: Option<Manifest>,
     /// Windows whose rule failed since the start: not tried again before there is new usage.
@@ -201,6 +204,7 @@ impl Epochs {
             folds: Folds::default(),
             running,
             tail: tokio::sync::Mutex::default(),
+            questions: Questions::default(),
             failed: HashSet::new(),
             examine: Examine::Due,
         };
@@ -295,7 +299,7 @@ impl Epochs {
         let target = self.progress.position.load(Ordering::Acquire);
         let mut reports: Vec<EpochReport> = self.finish().await?.into_iter().collect();
         loop {
-            let frames = log::read_range(&self.log_folder, self.state.position, target, self.epoch_bytes)?;
+            let frames = self.progress.recent.read_range(&self.log_folder, self.state.position, target, self.epoch_bytes)?;
             let to = frames.last().map_or(self.state.position, |frame| frame.header.end());
             if frames.is_empty() && to < target {
                 return Err(LogError::Gap { path: self.log_folder.clone(), from: to, to: target }.into());
@@ -342,7 +346,7 @@ impl Epochs {
     pub(super) async fn finish(&mut self) -> Result<Option<EpochReport>, EpochError> {
         let Some(manifest) = self.unfinished.clone() else { return Ok(None) };
         tracing::debug!(epoch = manifest.epoch, from = manifest.from, to = manifest.to, "epoch");
-        let frames = log::read_range(&self.log_folder, manifest.from, manifest.to, u64::MAX)?;
+        let frames = self.progress.recent.read_range(&self.log_folder, manifest.from, manifest.to, u64::MAX)?;
         self.note_examined(&manifest);
         let report = self.execute(manifest, &frames).await?;
         self.unfinished = None;
@@ -452,7 +456,9 @@ impl Epochs {
         let changes = self.changes_of(epoch, frames)?;
         check_books(&manifest, frames, &usage, &rejected, &changes)?;
         let merged = merge_days(&usage).map_err(arrow)?;
-        self.tables.usage.append(&merged, APPLICATION, epoch).await?;
+        let mut table = self.tables.usage.clone();
+        self.answering(table.append(&merged, APPLICATION, epoch)).await?;
+        self.tables.usage = table;
         Failpoint::EpochUsageAppended.reached();
         if !rejected.is_empty() {
             self.tables.rejected.append(&rejected, APPLICATION, epoch).await?;

@@ -94,7 +94,12 @@ impl Epochs {
     async fn arrived(&self) -> Result<Arrived, EpochError> {
         let mut tail = self.tail.lock().await;
         let undrained = (self.state.position, self.progress.position.load(Ordering::Acquire));
-        tail.read(&self.log_folder, undrained, TAIL_BYTES_MIN.max(self.epoch_bytes.saturating_mul(2)), &self.schema)?;
+        tail.read(
+            (&self.progress.recent, &self.log_folder),
+            undrained,
+            TAIL_BYTES_MIN.max(self.epoch_bytes.saturating_mul(2)),
+            &self.schema,
+        )?;
         let usage = tail.batches();
         let effect = self.effect_of(self.last, &tail.frames, &usage).await?;
         // An epoch that failed may have folded its usage already.
@@ -251,7 +256,7 @@ impl Epochs {
 ///
 /// # Errors
 /// When the batches do not fit together.
-pub fn running_rows(charges: &[(String, WindowCharges)]) -> Result<Vec<RecordBatch>, arrow::error::ArrowError> {
+pub(super) fn running_rows(charges: &[(String, WindowCharges)]) -> Result<Vec<RecordBatch>, arrow::error::ArrowError> {
     let found = charges.iter().filter(|(_, result)| result.charges.num_rows() > 0);
     found.map(|(rule, WindowCharges { window, charges })| rows_of_window(rule, *window, charges)).collect()
 }

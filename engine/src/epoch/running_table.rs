@@ -205,7 +205,8 @@ impl Epochs {
         }
         let started = std::time::Instant::now();
         let wanted = self.running.wanted(&self.project, &self.state);
-        let found = if wanted.is_empty() { Vec::new() } else { self.running_with(&Arrived::default(), &wanted, None).await? };
+        let found =
+            if wanted.is_empty() { Vec::new() } else { self.answering(self.running_with(&Arrived::default(), &wanted, None)).await? };
         let mut rows = self.running.rows.clone();
         keep_shown(&mut rows, &self.project, &self.state);
         let mut is_changed = self.running.is_behind || rows.len() != self.running.rows.len();
@@ -258,7 +259,9 @@ impl Epochs {
         self.running.rows = rows;
         self.running.is_behind = true;
         self.running.is_stale = true;
-        self.running.table.replace_rows(&batches, application, number).await?;
+        let mut table = self.running.table.clone();
+        self.answering(table.replace_rows(&batches, application, number)).await?;
+        self.running.table = table;
         self.running.is_behind = false;
         Ok(())
     }

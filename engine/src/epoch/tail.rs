@@ -6,7 +6,7 @@ use arrow::array::RecordBatch;
 use ratemill_schemas::UsageSchema;
 
 use super::run::EpochError;
-use crate::log::{self, Frame};
+use crate::log::{Frame, RecentFrames};
 
 /// The frames after the last epoch.
 #[derive(Debug, Default)]
@@ -36,12 +36,18 @@ impl Tail {
     ///
     /// # Errors
     /// [`EpochError::Behind`] when they have more than about `bytes_max` bytes, which the lake is to take first.
-    pub(super) fn read(&mut self, folder: &Path, (from, to): (i64, i64), bytes_max: u64, schema: &UsageSchema) -> Result<(), EpochError> {
+    pub(super) fn read(
+        &mut self,
+        (recent, folder): (&RecentFrames, &Path),
+        (from, to): (i64, i64),
+        bytes_max: u64,
+        schema: &UsageSchema,
+    ) -> Result<(), EpochError> {
         if self.from != from || self.to > to {
             *self = Self { from, to: from, ..Self::default() };
         }
         if self.to < to && self.bytes <= bytes_max {
-            for frame in log::read_range(folder, self.to, to, bytes_max - self.bytes)? {
+            for frame in recent.read_range(folder, self.to, to, bytes_max - self.bytes)? {
                 self.add(frame, schema)?;
             }
         }
@@ -76,41 +82,28 @@ impl Tail {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use ratemill_schemas::files::{FileClaim, FileState};
-
     use super::*;
     use crate::log::LogWriter;
+    use crate::log::frame::tests::claim_frame;
 
     #[test]
     fn no_more_is_held_than_was_said() {
         let folder = tempfile::tempdir().unwrap();
         let mut writer = LogWriter::new(folder.path(), 0).unwrap();
-        let bytes = (0..8).map(|_| writer.append(&mut frame(), 1, 0).unwrap()).max().unwrap();
+        let bytes = (0..8).map(|_| writer.append(&mut claim_frame(), 1, 0).unwrap()).max().unwrap();
         let schema = UsageSchema::new(Vec::new());
+        let recent = RecentFrames::default();
+        let log = (&recent, folder.path());
         let mut tail = Tail::default();
         let behind = |read: Result<(), EpochError>| matches!(read, Err(EpochError::Behind { records: 8 }));
         for _ in 0..2 {
-            assert!(behind(tail.read(folder.path(), (0, 8), 3 * bytes, &schema)));
+            assert!(behind(tail.read(log, (0, 8), 3 * bytes, &schema)));
             assert!(tail.frames.len() <= 5, "{}", tail.frames.len());
         }
         // The lake took some of it.
-        tail.read(folder.path(), (5, 8), 3 * bytes, &schema).unwrap();
+        tail.read(log, (5, 8), 3 * bytes, &schema).unwrap();
         assert_eq!(tail.frames.len(), 3);
-        tail.read(folder.path(), (0, 8), 8 * bytes, &schema).unwrap();
+        tail.read(log, (0, 8), 8 * bytes, &schema).unwrap();
         assert_eq!(tail.frames.len(), 8);
-    }
-
-    fn frame() -> Frame {
-        let claim = FileClaim {
-            connector: "c".into(),
-            path: "p".into(),
-            etag: "e".into(),
-            size: 1,
-            content_hash: String::new(),
-            state: FileState::Taken,
-            rows: 1,
-            rejected: 0,
-        };
-        Frame::new(None, None, 0, Vec::new(), vec![claim])
     }
 }

@@ -20,6 +20,8 @@ use object_store::{
 
 /// Longest delay of a request.
 const DELAY_MS_MAX: u64 = 30;
+/// After so many requests faults are half as many, after twice as many a third.
+const THINNING: u64 = 1000;
 
 /// A store between the engine and the real one.
 #[derive(Debug)]
@@ -63,13 +65,15 @@ struct Dice {
 }
 
 impl Dice {
-    /// SplitMix64: the same seed gives the same faults for the same order of requests.
+    /// SplitMix64: the same seed gives the same faults for the same order of requests. Faults become fewer with the requests,
+    /// so that every run comes to its end.
     fn throw(&self) -> Fault {
-        let mut z = self.seed.wrapping_add(self.thrown.fetch_add(1, Ordering::Relaxed).wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        let thrown = self.thrown.fetch_add(1, Ordering::Relaxed);
+        let mut z = self.seed.wrapping_add(thrown.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         z ^= z >> 31;
-        if z % 1000 >= self.permille {
+        if z % 1000 >= self.permille / (1 + thrown / THINNING) {
             return Fault::None;
         }
         match (z >> 32) % 4 {

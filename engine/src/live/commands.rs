@@ -9,9 +9,8 @@ use ratemill_schemas::UsageSchema;
 use serde::Serialize;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
-use crate::api::{RunningQuestion, Unanswered};
 use crate::config::Settings;
-use crate::epoch::{Applied, ApplyError, ApplyRequest, EpochError, EpochReport, Epochs, Finalize, PendingChanges, Reloaded, running_rows};
+use crate::epoch::{Applied, ApplyError, ApplyRequest, EpochReport, Epochs, Finalize, PendingChanges, Reloaded, RunningQuestion};
 use crate::pipeline::shown;
 
 /// Questions that wait while an epoch runs.
@@ -129,7 +128,6 @@ impl ProjectFiles {
 /// The questions and commands to an engine, and what it needs for them.
 #[derive(Debug)]
 pub(super) struct Commands {
-    pub(super) asked: mpsc::Receiver<RunningQuestion>,
     pub(super) queue: mpsc::Receiver<Command>,
     /// Notified when the process is told to read its files again.
     pub(super) hangup: Arc<Notify>,
@@ -139,10 +137,10 @@ pub(super) struct Commands {
 }
 
 impl Commands {
-    /// The next call. Nothing is lost when the caller stops waiting.
-    pub(super) async fn next(&mut self) -> Call {
+    /// The next call to `epochs`. Nothing is lost when the caller stops waiting.
+    pub(super) async fn next(&mut self, epochs: &Epochs) -> Call {
         tokio::select! {
-            Some(question) = self.asked.recv() => Call::Question(question),
+            question = epochs.question() => Call::Question(question),
             Some(command) = self.queue.recv() => Call::Command(command),
             () = self.hangup.notified() => Call::Hangup,
         }
@@ -152,7 +150,7 @@ impl Commands {
     pub(super) async fn obey(&mut self, call: Call, epochs: &mut Epochs, report: &mut impl FnMut(&EpochReport)) {
         // Who asked may be gone.
         match call {
-            Call::Question(question) => answer(epochs, question).await,
+            Call::Question(question) => epochs.answer(question).await,
             Call::Command(Command::Apply { request, answer }) => {
                 let outcome = epochs.apply(&request, Finalize::Live).await;
                 if let Ok(applied) = &outcome {
@@ -205,20 +203,4 @@ impl Commands {
         }
         Ok(ReloadAnswer { reloaded, restart_needed, warnings })
     }
-}
-
-/// Answers with the running charges of a rule, or of all.
-async fn answer(epochs: &Epochs, question: RunningQuestion) {
-    if question.answer.is_closed() {
-        return;
-    }
-    let started = std::time::Instant::now();
-    let charges = epochs.running_of(question.rule.as_deref(), question.customer.as_deref()).await.map_err(|error| match error {
-        EpochError::Behind { .. } => Unanswered::Later(error.to_string()),
-        error => Unanswered::Failed(error.to_string()),
-    });
-    let rows = charges.and_then(|charges| running_rows(&charges).map_err(|error| Unanswered::Failed(error.to_string())));
-    metrics::histogram!("ratemill_running_charges_duration_seconds").record(started.elapsed());
-    // Who asked may be gone.
-    let _ = question.answer.send(rows);
 }

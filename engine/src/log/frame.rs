@@ -343,3 +343,25 @@ fn decode(bytes: &[u8]) -> Result<Option<RecordBatch>, ArrowError> {
     }
     StreamReader::try_new(Cursor::new(bytes), None)?.next().transpose()
 }
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use ratemill_schemas::files::FileState;
+
+    use super::*;
+
+    /// A frame of one record: a file that was taken.
+    pub(crate) fn claim_frame() -> Frame {
+        let claim = FileClaim {
+            connector: "c".into(),
+            path: "p".into(),
+            etag: "e".into(),
+            size: 1,
+            content_hash: String::new(),
+            state: FileState::Taken,
+            rows: 1,
+            rejected: 0,
+        };
+        Frame::new(None, None, 0, Vec::new(), vec![claim])
+    }
+}

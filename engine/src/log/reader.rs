@@ -182,30 +182,15 @@ fn checked(folder: &Path, frames: Vec<Frame>, from: i64) -> Result<Vec<Frame>, L
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use ratemill_schemas::files::{FileClaim, FileState};
-
     use super::*;
     use crate::log::LogWriter;
-
-    fn frame() -> Frame {
-        let claim = FileClaim {
-            connector: "c".into(),
-            path: "p".into(),
-            etag: "e".into(),
-            size: 1,
-            content_hash: String::new(),
-            state: FileState::Taken,
-            rows: 1,
-            rejected: 0,
-        };
-        Frame::new(None, None, 0, Vec::new(), vec![claim])
-    }
+    use crate::log::frame::tests::claim_frame;
 
     fn written(frames: usize) -> (tempfile::TempDir, std::path::PathBuf) {
         let folder = tempfile::tempdir().unwrap();
         let mut writer = LogWriter::new(folder.path(), 0).unwrap();
         for _ in 0..frames {
-            writer.append(&mut frame(), 1, 0).unwrap();
+            writer.append(&mut claim_frame(), 1, 0).unwrap();
         }
         let path = folder.path().join(format!("{:020}.log", 0));
         (folder, path)

@@ -139,8 +139,7 @@ impl FoldState {
     }
 
     /// The charges of each window, in the order of `windows`, as [`Self::evaluate_with`] gives them; of what is in `known`
-    /// only what was touched since is evaluated. `later` has what came after this state. Where `customer` is named, charges
-    /// of others may be missing.
+    /// only what was touched since is evaluated. `later` has what came after this state.
     ///
     /// # Errors
     /// As [`Self::evaluate`].
@@ -150,16 +149,9 @@ impl FoldState {
         windows: &[Window],
         evaluator: &Evaluator,
         known: &mut RunningCharges,
-        customer: Option<&str>,
     ) -> Result<Vec<WindowCharges>, RateError> {
         let states: Vec<&Self> = std::iter::once(self).chain(later).collect();
         let whole = Evaluation { fold: &self.fold, states: &states, only: None };
-        if let Some(customer) = customer.filter(|_| self.fold.customers.is_some()) {
-            let only = HashSet::from([customer.to_owned()]);
-            let found = Evaluation { only: Some(&only), ..whole }.charges(windows, evaluator).await?;
-            known.groups += found.groups;
-            return Ok(found.charges);
-        }
         if self.fold.reads_charges() {
             // Whatever they are now, they may have been others before.
             let found = whole.charges(windows, evaluator).await?;
@@ -179,6 +171,25 @@ impl FoldState {
             known.groups += self.renew(&states, &touched, evaluator, &mut charges).await?;
         }
         Ok(windows.iter().map(|window| evaluator.charges_of(&self.fold.rule, *window, charges.get(window))).collect())
+    }
+
+    /// The same of one customer, and how many groups were evaluated; charges of others may be missing, or, where customers are
+    /// not [told apart](Fold::tells_customers_apart), are there.
+    ///
+    /// # Errors
+    /// As [`Self::evaluate`].
+    pub async fn running_of(
+        &self,
+        later: Option<&Self>,
+        windows: &[Window],
+        evaluator: &Evaluator,
+        customer: &str,
+    ) -> Result<(Vec<WindowCharges>, usize), RateError> {
+        let states: Vec<&Self> = std::iter::once(self).chain(later).collect();
+        let only = HashSet::from([customer.to_owned()]);
+        let only = self.fold.customers.as_ref().map(|_| &only);
+        let found = Evaluation { fold: &self.fold, states: &states, only }.charges(windows, evaluator).await?;
+        Ok((found.charges, found.groups))
     }
 
     /// Evaluates what is not known, or was touched, from this state.

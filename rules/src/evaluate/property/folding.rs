@@ -60,7 +60,7 @@ async fn evaluated(case: &Case, state: &FoldState, windows: &[Window]) -> Charge
 /// What somebody is told who asks while events arrive.
 async fn asked(case: &Case, [state, later]: [&FoldState; 2], known: &mut RunningCharges, windows: &[Window]) -> Charged {
     let evaluator = case.evaluator(super::Mode::Auto, 1, vec![vec![case.usage.clone()]]);
-    charged(state.running(Some(later), windows, &evaluator, known, None).await, windows)
+    charged(state.running(Some(later), windows, &evaluator, known).await, windows)
 }
 
 /// Fails where charges of folded windows differ while those before them are published.
