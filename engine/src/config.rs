@@ -119,7 +119,8 @@ impl Default for LogConfig {
 pub struct EpochConfig {
     /// How often usage is rated and committed to the lake.
     pub interval: String,
-    /// Bytes of log that make an epoch before its time, like `"256 MiB"`.
+    /// Bytes of log that make an epoch before its time, like `"64 MiB"`. Larger ones make fewer and
+    /// larger files; questions for running charges wait while one is planned and folded.
     pub size: String,
     /// How long an input may be silent before it no longer holds the watermark back.
     pub idle: String,
@@ -137,7 +138,7 @@ impl Default for EpochConfig {
     fn default() -> Self {
         Self {
             interval: "30 seconds".to_owned(),
-            size: "256 MiB".to_owned(),
+            size: "64 MiB".to_owned(),
             idle: "5 minutes".to_owned(),
             dedup_horizon: "40 days".to_owned(),
             fold: true,

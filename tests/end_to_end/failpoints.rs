@@ -77,6 +77,35 @@ fn a_scenario_says_what_it_does() {
 }
 
 #[test]
+fn the_books_are_the_same_wherever_an_epoch_is_stopped() {
+    let runs: usize = std::env::var("RATEMILL_RUNS").ok().and_then(|runs| runs.parse().ok()).unwrap_or(10);
+    let list = ratemill(&[], &[("RATEMILL_FAIL_AT".to_owned(), "list".to_owned())]);
+    let points = String::from_utf8(list.stdout).unwrap();
+    let points = points.lines().filter(|point| point.starts_with("epoch.") || point.starts_with("dedup."));
+    let scenario = Scenario::load("electricity");
+    let hits = (runs / 5).clamp(2, 8);
+    let work: Mutex<Vec<String>> = Mutex::new(points.flat_map(|point| (1..=hits).map(move |hit| format!("{point}:{hit}"))).collect());
+    let stopped = Mutex::new(BTreeSet::new());
+    let worker = || {
+        loop {
+            let Some(what) = work.lock().unwrap().pop() else { return };
+            let project = scenario.project("", "");
+            if Run::new(&project, &[]).stopped_at(&what).play(&scenario) > 0 {
+                stopped.lock().unwrap().insert(what.clone());
+            }
+            scenario.assert_books(&project, &what);
+        }
+    };
+    std::thread::scope(|scope| {
+        let workers = [scope.spawn(worker), scope.spawn(worker)];
+        workers.into_iter().for_each(|worker| worker.join().unwrap());
+    });
+    let stopped = stopped.into_inner().unwrap();
+    assert!(stopped.contains("epoch.completed:1") && stopped.contains("dedup.file-written:1"), "{stopped:?}");
+    report(&format!("stopped in an epoch: {} runs, 0 lost, 0 doubled", stopped.len()));
+}
+
+#[test]
 fn what_only_the_second_attempt_can_rate_is_charged_by_the_next_epoch() {
     let project = Project::new("");
     project.write(

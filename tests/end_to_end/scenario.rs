@@ -182,7 +182,9 @@ pub struct Run<'p> {
     engine: Option<Engine>,
     /// What makes it die; gone once it did.
     deadly: Vec<(String, String)>,
-    /// How often it died.
+    /// The file that it waits for where it is to be stopped instead.
+    go: Option<PathBuf>,
+    /// How often it died, or was stopped.
     pub deaths: usize,
     /// Position of the log that everything sent has come to.
     position: i64,
@@ -192,12 +194,19 @@ pub struct Run<'p> {
 impl<'p> Run<'p> {
     pub fn new(project: &'p Project, deadly: &[(&str, String)]) -> Self {
         let deadly = deadly.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect();
-        Self { project, command: Box::new(|| Command::new(binary())), engine: None, deadly, deaths: 0, position: 0, files: 0 }
+        Self { project, command: Box::new(|| Command::new(binary())), engine: None, deadly, go: None, deaths: 0, position: 0, files: 0 }
     }
 
     /// Starts the engine by another command.
     pub fn by(self, command: impl Fn() -> Command + 'p) -> Self {
         Self { command: Box::new(command), ..self }
+    }
+
+    /// Stops the engine once it has come to this failpoint.
+    pub fn stopped_at(self, point: &str) -> Self {
+        let go = self.project.path().join("go");
+        let deadly = vec![("RATEMILL_FAIL_AT".to_owned(), format!("{point}:{}", go.display()))];
+        Self { deadly, go: Some(go), ..self }
     }
 
     /// The whole scenario, part by part, each in the lake before the next comes.
@@ -243,6 +252,7 @@ impl<'p> Run<'p> {
 
     /// The engine, which is started if it is not there.
     pub fn engine(&mut self) -> &Engine {
+        self.stop_where_it_waits();
         loop {
             let ended = match &mut self.engine {
                 None => match Engine::try_start((self.command)(), self.project.path(), &self.deadly) {
@@ -260,6 +270,23 @@ impl<'p> Run<'p> {
             }
         }
         self.engine.as_ref().unwrap()
+    }
+
+    fn stop_where_it_waits(&mut self) {
+        let (Some(go), Some(engine)) = (&self.go, &mut self.engine) else { return };
+        let log = fs::read_to_string(self.project.path().join("engine.stderr")).unwrap_or_default();
+        if !log.contains("waiting at failpoint") {
+            return;
+        }
+        engine.signal("TERM");
+        // It is told to stop before it goes on.
+        std::thread::sleep(Duration::from_millis(200));
+        fs::write(go, "").unwrap();
+        let status = engine.wait_for_end();
+        assert!(status.success(), "ended with {status}\n{log}");
+        (self.go, self.engine) = (None, None);
+        self.deadly.clear();
+        self.deaths += 1;
     }
 
     fn died(&mut self, status: ExitStatus) {
@@ -284,7 +311,9 @@ impl<'p> Run<'p> {
     pub fn close(&mut self, month: &str) {
         self.stop();
         loop {
-            let output = ratemill(&["period", "close", month, "-C", self.project.text()], &self.deadly);
+            // A command is not stopped, so that it must not wait.
+            let deadly = if self.go.is_some() { &[] } else { self.deadly.as_slice() };
+            let output = ratemill(&["period", "close", month, "-C", self.project.text()], deadly);
             if output.status.success() {
                 return;
             }
@@ -295,6 +324,9 @@ impl<'p> Run<'p> {
     }
 
     pub fn stop(&mut self) {
+        self.stop_where_it_waits();
+        // It has not come to the point so far, and is to end all the same.
+        self.go.iter().for_each(|go| fs::write(go, "").unwrap());
         if let Some(mut engine) = self.engine.take() {
             engine.signal("TERM");
             let status = engine.wait_for_end();

@@ -7,6 +7,7 @@ use ratemill_schemas::changes::{ChangesBuilder, is_change};
 use ratemill_schemas::usage::{DimensionValue, Positions, RawRecords, UsageEvent};
 use ratemill_schemas::{Decimal, Reason, Rejection, UsageBatch, UsageBatchBuilder, time};
 
+use super::fields::Layout;
 use super::{DecodeContext, Fields, Value, changes};
 use crate::mapping::{FieldRef, Mapping};
 
@@ -51,6 +52,8 @@ pub struct Collector<'c> {
     raw: RawRecords,
     rejections: Vec<Rejection>,
     records: u32,
+    /// How the last record was laid out.
+    layout: Layout,
 }
 
 impl<'c> Collector<'c> {
@@ -70,6 +73,7 @@ impl<'c> Collector<'c> {
             raw,
             rejections: Vec::new(),
             records: 0,
+            layout: Layout::default(),
         }
     }
 
@@ -205,7 +209,7 @@ impl<'c> Collector<'c> {
             Some(Value::Null) | None => return Err((Reason::MissingId, "no id".to_owned())),
             Some(_) => return Err((Reason::IdNotText, "id is not a text".to_owned())),
         };
-        let attributes = fields.rest(|is| mapping.uses(is) || is("specversion") || is("datacontenttype"));
+        let attributes = fields.rest_like(&mut self.layout, |is| mapping.uses(is) || is("specversion") || is("datacontenttype"));
         self.builder.append(&UsageEvent {
             source,
             id: &id,

@@ -186,6 +186,19 @@ impl<'a> Fields<'a> {
             .collect()
     }
 
+    /// The same, where `layout` is kept from record to record: most are laid out like the one before.
+    pub(crate) fn rest_like<'f>(
+        &'f self,
+        layout: &'f mut Layout,
+        used: impl Fn(&dyn Fn(&str) -> bool) -> bool,
+    ) -> Vec<(Cow<'f, str>, Cow<'f, str>)> {
+        if !layout.is_of(self) {
+            *layout = Layout::of(self, used);
+        }
+        let rest = self.entries.iter().zip(&layout.0);
+        rest.filter_map(|(entry, place)| Some((Cow::Borrowed(place.rest.as_deref()?), Cow::Borrowed(entry.value.text()?)))).collect()
+    }
+
     fn object(&mut self, raw: &'a str, prefix: Cow<'a, str>, depth: usize) -> Result<(), (Reason, String)> {
         let Some(depth) = depth.checked_sub(1) else {
             return Err((Reason::TooDeep, "the record is nested deeper than the limit".to_owned()));
@@ -242,6 +255,34 @@ impl<'a> Fields<'a> {
             }
         }
         Ok(())
+    }
+}
+
+/// The names of a record's fields in their order, and which of them nobody claims.
+#[derive(Debug, Default)]
+pub(crate) struct Layout(Vec<Placed>);
+
+#[derive(Debug)]
+struct Placed {
+    prefix: Box<str>,
+    key: Box<str>,
+    /// Its full name, where nobody claims it.
+    rest: Option<Box<str>>,
+}
+
+impl Layout {
+    fn of(fields: &Fields<'_>, used: impl Fn(&dyn Fn(&str) -> bool) -> bool) -> Self {
+        let placed = |entry: &Entry<'_>| Placed {
+            prefix: entry.prefix.as_ref().into(),
+            key: entry.key.as_ref().into(),
+            rest: (!used(&|name| entry.is(name))).then(|| entry.name().into()),
+        };
+        Self(fields.entries.iter().map(placed).collect())
+    }
+
+    fn is_of(&self, fields: &Fields<'_>) -> bool {
+        let same = |(placed, entry): (&Placed, &Entry<'_>)| *placed.key == *entry.key && *placed.prefix == *entry.prefix;
+        self.0.len() == fields.entries.len() && self.0.iter().zip(&fields.entries).all(same)
     }
 }
 
@@ -341,6 +382,13 @@ mod tests {
         assert!(fields.has_object("data") && !fields.has_object("a"));
         let rest = fields.rest(|is| is("a") || is("data.kwh"));
         assert_eq!(rest.len(), 3);
+        // The same by the layout of this record, of another one, and of none.
+        let mut layout = Layout::default();
+        let other = Fields::parse(r#"{"a":1,"b":2,"e":"x","l":[1],"n":3,"data":{"kwh":"2","deep.x":1}}"#, 8).unwrap();
+        let again = Fields::parse(r#"{"a":1,"e":"x","l":[1],"n":3,"data":{"kwh":"2","deep":{"x":1}}}"#, 8).unwrap();
+        for fields in [&fields, &other, &fields, &fields, &again, &other, &Fields::default()] {
+            assert_eq!(fields.rest_like(&mut layout, |is| is("a") || is("data.kwh")), fields.rest(|is| is("a") || is("data.kwh")));
+        }
     }
 
     #[test]

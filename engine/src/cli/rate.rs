@@ -23,9 +23,6 @@ use crate::epoch::{EpochError, EpochReport, Finalize};
 use crate::pipeline::{OpenError, Pipeline, shown};
 use crate::query::Reader;
 
-/// Bytes of log that are moved into the lake while files are still being read.
-const LOG_BYTES: u64 = 96 << 20;
-
 /// `ratemill rate --usage FILES`
 #[derive(Debug, Args)]
 pub(super) struct Rate {
@@ -76,7 +73,7 @@ impl Rate {
             tokio::select! {
                 captured = &mut capturing => break captured.map_err(Failure::failed)?,
                 () = pipeline.progress.grown.notified() => {
-                    if pipeline.progress.undrained_bytes.load(Ordering::Acquire) >= LOG_BYTES {
+                    if pipeline.progress.undrained_bytes.load(Ordering::Acquire) >= pipeline.settings.epoch_bytes {
                         reports.extend(pipeline.epochs.run(Finalize::Nothing).await.map_err(OpenError::from)?);
                     }
                 }

@@ -3,11 +3,13 @@
 
 use std::sync::Arc;
 
+use arrow::array::RecordBatch;
 use ratemill_rules::{Evaluator, Fold, FoldState, OpenWindows, RateError, RunningCharges, WindowCharges};
 use ratemill_schemas::Window;
 use tokio::sync::Mutex;
 
-use super::folds::RuleFold;
+use super::folds::{RuleFold, joined};
+use super::run::EpochError;
 use super::tail::TailUsage;
 
 /// What is kept of one rule. Who asks for one customer does not wait for whoever evaluates all of them.
@@ -36,9 +38,11 @@ impl Later {
     }
 
     /// Folds what it does not have.
-    async fn follow(&mut self, tail: &[TailUsage]) -> Result<(), RateError> {
-        for usage in tail.iter().filter(|usage| usage.position >= self.to) {
-            self.state.fold(&usage.batch, &self.open).await?;
+    async fn follow(&mut self, tail: &[TailUsage]) -> Result<(), EpochError> {
+        let new: Vec<RecordBatch> = tail.iter().filter(|usage| usage.position >= self.to).map(|usage| usage.batch.clone()).collect();
+        for batch in joined(&new) {
+            let batch = batch.map_err(EpochError::arrow)?;
+            self.state.fold(&batch, &self.open).await?;
         }
         self.to = tail.last().map_or(self.to, |usage| usage.end.max(self.to));
         Ok(())
@@ -54,9 +58,9 @@ impl Asked {
         windows: &[Window],
         evaluator: &Evaluator,
         customer: Option<&str>,
-    ) -> Result<Vec<WindowCharges>, RateError> {
+    ) -> Result<Vec<WindowCharges>, EpochError> {
         if tail.is_empty() {
-            return self.evaluated(fold, None, windows, evaluator, customer).await;
+            return Ok(self.evaluated(fold, None, windows, evaluator, customer).await?);
         }
         let mut kept = self.later.lock().await;
         // Who is stopped half-way leaves none that has a part of the tail.
@@ -67,7 +71,7 @@ impl Asked {
         later.follow(tail).await?;
         let charges = self.evaluated(fold, Some(&later.state), windows, evaluator, customer).await;
         *kept = Some(later);
-        charges
+        Ok(charges?)
     }
 
     async fn evaluated(

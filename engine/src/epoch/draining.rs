@@ -1,9 +1,11 @@
 //! What follows the completion of an epoch: its event ids are saved for the next start, and the log is let go of.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use ratemill_schemas::EventKey;
+use arrow::error::ArrowError;
+use ratemill_schemas::{EventHasher, EventKey, UsageSchema};
 
 use super::adopting::parts_of;
 use super::books::frame_keys;
@@ -57,29 +59,45 @@ impl UnsavedKeys {
 }
 
 impl Epochs {
-    /// Saves the event ids of a completed epoch, and removes what the lake has from the log.
+    /// Saves the event ids of a completed epoch, and removes what the lake has from the log. Who is stopped half-way leaves the
+    /// log to the next epoch, and ids that a start reads back from the lake.
     pub(super) async fn drain(&mut self, manifest: &Manifest, frames: &[Frame]) -> Result<(), EpochError> {
-        let mut keys: Vec<EventKey> = Vec::new();
-        for frame in frames {
-            frame_keys(frame, &self.schema, &self.hasher, &mut keys)
-                .map_err(|source| EpochError::Arrow { epoch: manifest.epoch, source })?;
-        }
-        self.keys_of_adopted(&parts_of(frames), &mut keys).await?;
-        if manifest.to > manifest.from {
-            let ingested_max = frames.iter().map(|frame| frame.header.ingested_at).max().unwrap_or_default();
-            self.unsaved_keys.add(LoggedKeys { from: manifest.from, to: manifest.to, ingested_max, keys });
-            self.unsaved_keys.save(&self.dedup_folder)?;
-        }
-        Failpoint::EpochKeysSaved.reached();
         let drained: u64 = frames.iter().map(Frame::weight).sum();
         let _ =
             self.progress.undrained_bytes.fetch_update(Ordering::AcqRel, Ordering::Acquire, |bytes| Some(bytes.saturating_sub(drained)));
         self.progress.drained.store(manifest.to, Ordering::Release);
         self.progress.recent.forget(manifest.to);
+        if manifest.to > manifest.from {
+            let (logged, schema, hasher) = (frames.to_vec(), Arc::clone(&self.schema), self.hasher);
+            let keys = self.aside(move || keys_of(&logged, &schema, &hasher)).await?;
+            let mut keys = keys.map_err(|source| EpochError::Arrow { epoch: manifest.epoch, source })?;
+            self.keys_of_adopted(&parts_of(frames), &mut keys).await?;
+            let ingested_max = frames.iter().map(|frame| frame.header.ingested_at).max().unwrap_or_default();
+            let (mut unsaved, folder) = (std::mem::take(&mut self.unsaved_keys), self.dedup_folder.clone());
+            unsaved.add(LoggedKeys { from: manifest.from, to: manifest.to, ingested_max, keys });
+            let (unsaved, saved) = self
+                .aside(move || {
+                    let saved = unsaved.save(&folder);
+                    (unsaved, saved)
+                })
+                .await?;
+            self.unsaved_keys = unsaved;
+            saved?;
+        }
+        Failpoint::EpochKeysSaved.reached();
         log::trim(&self.log_folder, manifest.to)?;
         Failpoint::EpochTrimmed.reached();
         Ok(())
     }
+}
+
+/// The event ids of frames.
+fn keys_of(frames: &[Frame], schema: &UsageSchema, hasher: &EventHasher) -> Result<Vec<EventKey>, ArrowError> {
+    let mut keys = Vec::new();
+    for frame in frames {
+        frame_keys(frame, schema, hasher, &mut keys)?;
+    }
+    Ok(keys)
 }
 
 #[cfg(test)]

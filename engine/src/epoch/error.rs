@@ -40,6 +40,9 @@ pub enum EpochError {
         /// What differs.
         message: String,
     },
+    /// A thread that worked for the epoch ended.
+    #[error("a thread ended without its result: {0}")]
+    Thread(String),
     /// More is in the log than a question reads: the lake takes it first.
     #[error("{records} records wait for the lake, more than running charges are evaluated with; ask again after the next epochs")]
     Behind {

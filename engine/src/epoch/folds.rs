@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use arrow::array::RecordBatch;
 use arrow::compute::concat_batches;
+use arrow::error::ArrowError;
 use datafusion::catalog::TableProvider;
 use datafusion::common::ScalarValue;
 use datafusion::execution::SendableRecordBatchStream;
@@ -222,18 +223,8 @@ impl Folds {
     }
 
     async fn fold_all(&mut self, usage: &[RecordBatch]) -> Result<(), EpochError> {
-        let mut rest = usage;
-        while let Some(first) = rest.first() {
-            let mut rows = first.num_rows();
-            let mut count = 1;
-            while let Some(next) = rest.get(count)
-                && rows + next.num_rows() <= ROWS_AT_ONCE
-            {
-                rows += next.num_rows();
-                count += 1;
-            }
-            let batch = concat_batches(&first.schema(), &rest[..count]).map_err(|source| EpochError::Arrow { epoch: 0, source })?;
-            rest = &rest[count..];
+        for batch in joined(usage) {
+            let batch = batch.map_err(|source| EpochError::Arrow { epoch: 0, source })?;
             for rule in &mut self.rules {
                 rule.fold(&batch).await;
             }
@@ -273,7 +264,7 @@ impl Folds {
         windows: &[Window],
         evaluator: &Evaluator,
         customer: Option<&str>,
-    ) -> Option<Result<Vec<WindowCharges>, RateError>> {
+    ) -> Option<Result<Vec<WindowCharges>, EpochError>> {
         let fold = self.of(rule)?;
         Some(fold.asked.charges((fold, self.position), tail, windows, evaluator, customer).await)
     }
@@ -370,6 +361,23 @@ impl RuleFold {
         self.state = self.fold.state();
         self.open = None;
     }
+}
+
+/// The rows in batches of the size that is folded at once: each costs as much as many rows.
+pub(super) fn joined(batches: &[RecordBatch]) -> impl Iterator<Item = Result<RecordBatch, ArrowError>> {
+    let mut rest = batches;
+    std::iter::from_fn(move || {
+        let first = rest.first()?;
+        let mut rows = 0;
+        let fit = |batch: &&RecordBatch| {
+            rows += batch.num_rows();
+            rows <= ROWS_AT_ONCE
+        };
+        let count = rest.iter().take_while(fit).count().max(1);
+        let (now, later) = rest.split_at(count);
+        rest = later;
+        Some(concat_batches(&first.schema(), now))
+    })
 }
 
 /// The version under which it is known which windows of a rule have usage: contracts say which window an event is in.

@@ -93,4 +93,9 @@ impl Epochs {
         };
         tokio::join!(work, answers).0
     }
+
+    /// Does some work on a thread of its own and answers questions meanwhile.
+    pub(super) async fn aside<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T, EpochError> {
+        self.answering(tokio::task::spawn_blocking(work)).await.map_err(|error| EpochError::Thread(error.to_string()))
+    }
 }

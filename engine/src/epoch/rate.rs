@@ -78,7 +78,7 @@ impl Epochs {
         state: &mut EngineState,
         failures: &mut Vec<String>,
     ) -> Result<Vec<RecordBatch>, EpochError> {
-        let is_posted = self.tables.charges.has(APPLICATION, manifest.epoch).await?;
+        let is_posted = !std::mem::take(&mut self.is_first_attempt) && self.tables.charges.has(APPLICATION, manifest.epoch).await?;
         let mut progress = Progress { is_posted, ..Progress::default() };
         let versions: Vec<&Rule> = self.project.rules.iter().chain(&self.former).collect();
         for tasks in grouped(&versions, &manifest.tasks) {

@@ -103,6 +103,8 @@ pub struct Epochs {
     pub(super) questions: Questions,
     /// A manifest that is written, but not completed: it is finished before anything else.
     pub(super) unfinished: Option<Manifest>,
+    /// The unfinished manifest was written by this process, and nothing was done of it yet.
+    pub(super) is_first_attempt: bool,
     /// Windows whose rule failed since the start: not tried again before there is new usage.
     pub(super) failed: HashSet<(String, RuleWindow)>,
     /// Whether published windows are to be searched for unrated usage that is mended.
@@ -205,6 +207,7 @@ impl Epochs {
             running,
             tail: tokio::sync::Mutex::default(),
             questions: Questions::default(),
+            is_first_attempt: false,
             failed: HashSet::new(),
             examine: Examine::Due,
         };
@@ -297,9 +300,11 @@ impl Epochs {
 
     pub(super) async fn run_log(&mut self, finalize: Finalize) -> Result<Vec<EpochReport>, EpochError> {
         let target = self.progress.position.load(Ordering::Acquire);
+        // What came while the epoch was due makes no small one after it.
+        let bytes_max = self.epoch_bytes.saturating_add(self.epoch_bytes / 4);
         let mut reports: Vec<EpochReport> = self.finish().await?.into_iter().collect();
         loop {
-            let frames = self.progress.recent.read_range(&self.log_folder, self.state.position, target, self.epoch_bytes)?;
+            let frames = self.progress.recent.read_range(&self.log_folder, self.state.position, target, bytes_max)?;
             let to = frames.last().map_or(self.state.position, |frame| frame.header.end());
             if frames.is_empty() && to < target {
                 return Err(LogError::Gap { path: self.log_folder.clone(), from: to, to: target }.into());
@@ -334,6 +339,7 @@ impl Epochs {
         match written {
             Some(written) if written.generation == self.ownership.generation() && written.log_id == self.log_id => {
                 self.unfinished = Some(written);
+                self.is_first_attempt = true;
                 Failpoint::EpochManifestWritten.reached();
                 Ok(())
             }
@@ -348,9 +354,7 @@ impl Epochs {
         tracing::debug!(epoch = manifest.epoch, from = manifest.from, to = manifest.to, "epoch");
         let frames = self.progress.recent.read_range(&self.log_folder, manifest.from, manifest.to, u64::MAX)?;
         self.note_examined(&manifest);
-        let report = self.execute(manifest, &frames).await?;
-        self.unfinished = None;
-        Ok(Some(report))
+        self.execute(manifest, &frames).await.map(Some)
     }
 
     /// What an epoch over these frames would do; `None` when it would do nothing.
@@ -497,8 +501,9 @@ impl Epochs {
         tracing::debug!(epoch, elapsed = ?started.elapsed(), "charges stored");
         self.close_running(&manifest, &state).await;
         let times = Times::of(&merged, &parts, changes_after.as_ref());
-        self.complete(&manifest, state, changes_after, frames).await?;
+        self.complete(&manifest, state, changes_after).await?;
         self.note_running(&manifest, &times);
+        self.drain(&manifest, frames).await?;
         let count = |batches: &[RecordBatch]| batches.iter().map(RecordBatch::num_rows).sum();
         let corrections = postings
             .iter()
@@ -519,13 +524,7 @@ impl Epochs {
         })
     }
 
-    async fn complete(
-        &mut self,
-        manifest: &Manifest,
-        state: EngineState,
-        changes_after: Option<Changes>,
-        frames: &[Frame],
-    ) -> Result<(), EpochError> {
+    async fn complete(&mut self, manifest: &Manifest, state: EngineState, changes_after: Option<Changes>) -> Result<(), EpochError> {
         let completion = Completion {
             epoch: manifest.epoch,
             completed_at: time::now(),
@@ -551,7 +550,8 @@ impl Epochs {
         if let Some(changes) = changes_after {
             self.changes = changes;
         }
-        self.drain(manifest, frames).await?;
+        // Whatever becomes of what follows, it is not executed again: the state is the one after it.
+        self.unfinished = None;
         #[allow(clippy::cast_precision_loss)]
         metrics::gauge!("ratemill_last_epoch_timestamp_seconds").set((completion.completed_at / 1_000_000) as f64);
         Ok(())
