@@ -61,7 +61,7 @@ fn a_live_engine_says_how_it_is() {
     let asked = |key: &str| try_request(&engine.address, "GET", "/v1/status", &[("authorization", &format!("Bearer {key}"))], b"").unwrap();
     assert_eq!((engine.get("/v1/status").0, asked("sends").0), (401, 403));
     let live = || -> Value { serde_json::from_str(&asked("reads").1).unwrap() };
-    wait("the usage is in the lake", || live()["log"]["drained"] == json!(3));
+    wait("the usage is in the lake", || live()["log"]["drained"] == json!(3) && live()["epochs"]["completed"] != json!(0));
     let now = live();
     let input = &now["inputs"][0];
     let counts = ["accepted", "duplicate", "conflict", "rejected", "refused"].map(|outcome| input[outcome].clone());

@@ -9,6 +9,7 @@ use ratemill_schemas::usage::{Positions, RawRecords};
 use ratemill_schemas::{Reason, UsageBatch};
 use serde_json::value::RawValue;
 
+use super::quick::Elements;
 use super::{Collector, DecodeContext, Fields, Place, Value};
 use crate::mapping::Mapping;
 
@@ -56,6 +57,9 @@ pub fn structured(context: &DecodeContext, mapping: &Mapping, body: &[u8]) -> Re
 /// [`BodyError`] when it is not a JSON array or has more than `events_max` elements.
 pub fn batched(context: &DecodeContext, mapping: &Mapping, body: &[u8], events_max: usize) -> Result<UsageBatch, BodyError> {
     let text = utf8(body)?;
+    if let Some(decoded) = batched_quickly(context, mapping, text, events_max) {
+        return decoded;
+    }
     let events: Vec<&RawValue> = serde_json::from_str(text)
         .map_err(|error| BodyError::Malformed { expected: "the body is not a JSON array of CloudEvents", found: error.to_string() })?;
     if events.len() > events_max {
@@ -67,6 +71,21 @@ pub fn batched(context: &DecodeContext, mapping: &Mapping, body: &[u8], events_m
         collector.record(&parse(raw, context), Place::Index, raw.as_bytes(), Some(range(body, raw)));
     }
     collector.finish().map_err(BodyError::TooLarge)
+}
+
+/// The same in one pass, where all events are plain.
+fn batched_quickly(context: &DecodeContext, mapping: &Mapping, text: &str, events_max: usize) -> Option<Result<UsageBatch, BodyError>> {
+    let mut elements = Elements::of(text, context.depth_max);
+    let mut collector = collector(context, mapping, text.as_bytes(), text.len() / 200 + 1);
+    while let Some((raw, entries)) = elements.next()? {
+        if collector.records() as usize >= events_max {
+            // Whether the rest is JSON says the library.
+            return None;
+        }
+        let fields = fits(raw, context).and_then(|()| check(Fields::of(entries)?));
+        collector.record(&fields, Place::Index, raw.as_bytes(), Some(range(text.as_bytes(), raw)));
+    }
+    Some(collector.finish().map_err(BodyError::TooLarge))
 }
 
 /// Reads events line by line, `application/x-ndjson`. A bad line is a rejection, unless every line is.
@@ -157,10 +176,15 @@ pub fn raw_binary(attributes: &[(String, String)], data: &str) -> Vec<u8> {
 /// # Errors
 /// The reason and message of the rejection.
 pub fn parse<'a>(raw: &'a str, context: &DecodeContext) -> Result<Fields<'a>, (Reason, String)> {
+    fits(raw, context)?;
+    check(Fields::parse(raw, context.depth_max)?)
+}
+
+fn fits(raw: &str, context: &DecodeContext) -> Result<(), (Reason, String)> {
     if raw.len() > context.record_bytes_max {
         return Err((Reason::RecordTooLarge, format!("the event has {} bytes; the limit is {}", raw.len(), context.record_bytes_max)));
     }
-    check(Fields::parse(raw, context.depth_max)?)
+    Ok(())
 }
 
 fn check(fields: Fields<'_>) -> Result<Fields<'_>, (Reason, String)> {

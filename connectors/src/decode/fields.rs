@@ -119,8 +119,13 @@ impl<'a> Fields<'a> {
 
     /// The same where the object is plain.
     pub(super) fn parse_quickly(raw: &'a str, depth_max: usize) -> Option<Result<Self, (Reason, String)>> {
-        let fields = Self { entries: quick::entries(raw, depth_max)? };
-        Some(fields.refuse_duplicates().map(|()| fields))
+        Some(Self::of(quick::entries(raw, depth_max)?))
+    }
+
+    /// The fields of a record, none of which may be there twice.
+    pub(super) fn of(entries: Vec<Entry<'a>>) -> Result<Self, (Reason, String)> {
+        let fields = Self { entries };
+        fields.refuse_duplicates().map(|()| fields)
     }
 
     /// The same, whatever the object is.

@@ -16,7 +16,50 @@ pub(super) fn entries(text: &str, depth_max: usize) -> Option<Vec<Entry<'_>>> {
     (scanner.at == text.len() && entries.len() <= FIELDS_MAX).then_some(entries)
 }
 
+/// The objects of an array, one after the other.
+#[derive(Debug)]
+pub(super) struct Elements<'a> {
+    scanner: Scanner<'a>,
+    depth_max: usize,
+    is_first: bool,
+}
+
+/// An object as written, and its entries.
+pub(super) type Element<'a> = (&'a str, Vec<Entry<'a>>);
+
+impl<'a> Elements<'a> {
+    pub(super) fn of(text: &'a str, depth_max: usize) -> Self {
+        Self { scanner: Scanner { text, at: 0 }, depth_max, is_first: true }
+    }
+
+    /// The next one, or `Some(None)` at the end of the array; `None` where the text is not an array of plain objects, each of
+    /// which is as [`entries`] reads it.
+    pub(super) fn next(&mut self) -> Option<Option<Element<'a>>> {
+        let scanner = &mut self.scanner;
+        if std::mem::take(&mut self.is_first) {
+            scanner.expect(b'[')?;
+        } else {
+            scanner.space();
+            match scanner.peek()? {
+                b',' => scanner.at += 1,
+                b']' => {
+                    scanner.at += 1;
+                    scanner.space();
+                    return (scanner.at == scanner.text.len()).then_some(None);
+                }
+                _ => return None,
+            }
+        }
+        scanner.space();
+        let start = scanner.at;
+        let mut entries = Vec::with_capacity(16);
+        scanner.object(Cow::Borrowed(""), self.depth_max, &mut entries)?;
+        (entries.len() <= FIELDS_MAX).then_some(Some((scanner.text.get(start..scanner.at)?, entries)))
+    }
+}
+
 /// A place in a text.
+#[derive(Debug)]
 struct Scanner<'a> {
     text: &'a str,
     at: usize,
@@ -132,7 +175,10 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use proptest::prelude::*;
 
+    use serde_json::value::RawValue;
+
     use super::super::Fields;
+    use super::Elements;
 
     /// JSON texts, most of them objects of objects.
     fn json() -> impl Strategy<Value = String> {
@@ -179,8 +225,46 @@ mod tests {
         }
     }
 
+    /// An array that is read quickly has the elements that the library finds.
+    fn compare_elements(text: &str) -> bool {
+        let mut elements = Elements::of(text, 4);
+        let mut found = Vec::new();
+        loop {
+            match elements.next() {
+                None => return false,
+                Some(None) => break,
+                Some(Some((raw, entries))) => found.push((raw, format!("{entries:?}"))),
+            }
+        }
+        let slow: Vec<&RawValue> = serde_json::from_str(text).unwrap();
+        let entries = |raw: &str| format!("{:?}", super::entries(raw, 4).unwrap());
+        assert_eq!(found, slow.iter().map(|raw| (raw.get(), entries(raw.get()))).collect::<Vec<_>>(), "{text}");
+        true
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(2000))]
+
+        #[test]
+        fn an_array_that_is_read_quickly_has_the_elements_that_the_library_finds(
+            elements in prop::collection::vec(json(), 0..4),
+            space in prop::sample::select(vec!["", " ", "\n"]),
+            at in any::<prop::sample::Index>(),
+            byte in any::<u8>(),
+        ) {
+            let text = format!("{space}[{space}{}{space}]{space}", elements.join(&format!("{space},{space}")));
+            compare_elements(&text);
+            let mut damaged = text.into_bytes();
+            let at = at.index(damaged.len());
+            damaged[at] = byte;
+            if let Ok(damaged) = String::from_utf8(damaged.clone()) {
+                compare_elements(&damaged);
+            }
+            damaged.truncate(at);
+            if let Ok(cut) = String::from_utf8(damaged) {
+                compare_elements(&cut);
+            }
+        }
 
         #[test]
         fn what_is_read_quickly_is_what_the_library_reads(text in json(), at in any::<prop::sample::Index>(), byte in any::<u8>()) {
@@ -205,6 +289,10 @@ mod tests {
             r#" { "a" : -0.5e+3 , "b" : null , "data" : { "c" : true } } "#,
         ] {
             assert!(compare(text), "{text}");
+        }
+        assert!(compare_elements(r#" [ {"a":1} , {"b":{"c":"x"}}] "#));
+        for text in ["[]", "[1]", r#"[{"a":1},]"#, r#"[{"a":1}"#, r#"[{"a":1}] x"#, r#"[{"a":"\n"}]"#, "{}", ""] {
+            assert!(!compare_elements(text), "{text}");
         }
         for text in [r#"{"a":"\n"}"#, r#"{"a":[1]}"#, r#"{"a":{}}"#, "{}", r#"{"a":1,}"#, r#"{"a":01}"#, "[1]", "", r#"{"a":"#] {
             assert!(!compare(text), "{text}");

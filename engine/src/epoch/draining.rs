@@ -1,15 +1,14 @@
 //! What follows the completion of an epoch: its event ids are saved for the next start, and the log is let go of.
 
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use arrow::error::ArrowError;
 use ratemill_schemas::{EventHasher, EventKey, UsageSchema};
 
 use super::adopting::parts_of;
 use super::books::frame_keys;
-use super::manifest::Manifest;
 use super::run::{EpochError, Epochs};
 use crate::dedup::DedupIndex;
 use crate::failpoint::Failpoint;
@@ -28,27 +27,33 @@ struct LoggedKeys {
 /// Event ids that the disk had no room for. The index and the log share it: the log is trimmed all the same, lest there is
 /// never room again, and a start that misses them reads them back from the lake.
 #[derive(Debug, Default)]
-pub(super) struct UnsavedKeys(Option<LoggedKeys>);
+pub(super) struct UnsavedKeys(Mutex<Option<LoggedKeys>>);
 
 impl UnsavedKeys {
-    /// Adds those of the positions that follow; a retry of the same epoch adds nothing.
-    fn add(&mut self, mut next: LoggedKeys) {
-        match &mut self.0 {
-            Some(waiting) if next.to <= waiting.to => {}
-            Some(waiting) => {
-                waiting.to = next.to;
-                waiting.ingested_max = waiting.ingested_max.max(next.ingested_max);
-                waiting.keys.append(&mut next.keys);
+    /// Adds those of the positions that follow, and saves all in one file. A retry of the same epoch adds nothing.
+    fn add_and_save(&self, next: LoggedKeys, folder: &Path) -> Result<(), LogError> {
+        {
+            let mut waiting = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            match waiting.as_mut() {
+                Some(waiting) if next.to <= waiting.to => {}
+                Some(waiting) if next.from == waiting.to => {
+                    waiting.to = next.to;
+                    waiting.ingested_max = waiting.ingested_max.max(next.ingested_max);
+                    waiting.keys.extend(next.keys);
+                }
+                // Where some are missing in between, a start reads all from there on.
+                _ => *waiting = Some(next),
             }
-            None => self.0 = Some(next),
         }
+        self.save(folder)
     }
 
-    /// Saves them in one file; without room for it they wait.
-    pub(super) fn save(&mut self, folder: &Path) -> Result<(), LogError> {
-        let Some(waiting) = &self.0 else { return Ok(()) };
+    /// Saves them; without room for it they wait.
+    pub(super) fn save(&self, folder: &Path) -> Result<(), LogError> {
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(waiting) = kept.as_ref() else { return Ok(()) };
         match DedupIndex::save_run(folder, waiting.from, waiting.to, waiting.ingested_max, &waiting.keys) {
-            Ok(()) => self.0 = None,
+            Ok(()) => *kept = None,
             Err(error) if error.is_full() => {
                 tracing::warn!(%error, ids = waiting.keys.len(), "there is no room to save event ids; they are saved with the next epoch");
             }
@@ -59,35 +64,37 @@ impl UnsavedKeys {
 }
 
 impl Epochs {
-    /// Saves the event ids of a completed epoch, and removes what the lake has from the log. Who is stopped half-way leaves the
-    /// log to the next epoch, and ids that a start reads back from the lake.
-    pub(super) async fn drain(&mut self, manifest: &Manifest, frames: &[Frame]) -> Result<(), EpochError> {
-        let drained: u64 = frames.iter().map(Frame::weight).sum();
-        let _ =
-            self.progress.undrained_bytes.fetch_update(Ordering::AcqRel, Ordering::Acquire, |bytes| Some(bytes.saturating_sub(drained)));
-        self.progress.drained.store(manifest.to, Ordering::Release);
-        self.progress.recent.forget(manifest.to);
+    /// Saves the event ids of an epoch that is completed, and removes what the lake has from the log; `frames` are its own. Who is
+    /// stopped half-way is to do it again before the next epoch.
+    pub(super) async fn drain(&mut self, frames: &[Frame]) -> Result<(), EpochError> {
+        let Some(manifest) = self.undrained.clone() else { return Ok(()) };
         if manifest.to > manifest.from {
             let (logged, schema, hasher) = (frames.to_vec(), Arc::clone(&self.schema), self.hasher);
             let keys = self.aside(move || keys_of(&logged, &schema, &hasher)).await?;
             let mut keys = keys.map_err(|source| EpochError::Arrow { epoch: manifest.epoch, source })?;
             self.keys_of_adopted(&parts_of(frames), &mut keys).await?;
             let ingested_max = frames.iter().map(|frame| frame.header.ingested_at).max().unwrap_or_default();
-            let (mut unsaved, folder) = (std::mem::take(&mut self.unsaved_keys), self.dedup_folder.clone());
-            unsaved.add(LoggedKeys { from: manifest.from, to: manifest.to, ingested_max, keys });
-            let (unsaved, saved) = self
-                .aside(move || {
-                    let saved = unsaved.save(&folder);
-                    (unsaved, saved)
-                })
-                .await?;
-            self.unsaved_keys = unsaved;
-            saved?;
+            let next = LoggedKeys { from: manifest.from, to: manifest.to, ingested_max, keys };
+            let (unsaved, folder) = (Arc::clone(&self.unsaved_keys), self.dedup_folder.clone());
+            self.aside(move || unsaved.add_and_save(next, &folder)).await??;
         }
         Failpoint::EpochKeysSaved.reached();
+        let drained: u64 = frames.iter().map(Frame::weight).sum();
+        let _ =
+            self.progress.undrained_bytes.fetch_update(Ordering::AcqRel, Ordering::Acquire, |bytes| Some(bytes.saturating_sub(drained)));
+        self.progress.drained.store(manifest.to, Ordering::Release);
+        self.progress.recent.forget(manifest.to);
+        self.undrained = None;
         log::trim(&self.log_folder, manifest.to)?;
         Failpoint::EpochTrimmed.reached();
         Ok(())
+    }
+
+    /// Drains what an epoch has left that was stopped, or failed, after its completion.
+    pub(super) async fn drain_completed(&mut self) -> Result<(), EpochError> {
+        let Some(manifest) = &self.undrained else { return Ok(()) };
+        let frames = self.progress.recent.read_range(&self.log_folder, manifest.from, manifest.to, u64::MAX)?;
+        self.drain(&frames).await
     }
 }
 
@@ -115,18 +122,15 @@ mod tests {
     #[test]
     fn keys_that_the_disk_has_no_room_for_are_saved_with_the_next() {
         let folder = tempfile::tempdir().unwrap();
-        let mut unsaved = UnsavedKeys::default();
-        unsaved.add(logged(0, 3));
-        unsaved.save(folder.path()).unwrap();
+        let unsaved = UnsavedKeys::default();
+        unsaved.add_and_save(logged(0, 3), folder.path()).unwrap();
         // A device that takes no byte stands where the next file is written.
         std::os::unix::fs::symlink("/dev/full", folder.path().join(format!("{:020}-{:020}.keys.tmp", 3, 5))).unwrap();
-        unsaved.add(logged(3, 5));
-        unsaved.save(folder.path()).unwrap();
+        unsaved.add_and_save(logged(3, 5), folder.path()).unwrap();
         assert_eq!(DedupIndex::open(folder.path(), 5).unwrap().1, 3);
         // The epoch is tried again, then the next follows.
-        unsaved.add(logged(3, 5));
-        unsaved.add(logged(5, 6));
-        unsaved.save(folder.path()).unwrap();
+        unsaved.add_and_save(logged(3, 5), folder.path()).unwrap();
+        unsaved.add_and_save(logged(5, 6), folder.path()).unwrap();
         let (mut index, known) = DedupIndex::open(folder.path(), 6).unwrap();
         assert_eq!((known, index.len().0), (6, 6));
         for key in logged(0, 6).keys {

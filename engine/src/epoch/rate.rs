@@ -112,7 +112,12 @@ impl Epochs {
                 continue;
             }
             let usage = changes_after.unwrap_or(&self.changes).over(self.usage()?)?;
-            let (results, errors) = self.answering(self.evaluate_group(&project, rule, &tasks, usage, state, &progress.evaluated)).await?;
+            let evaluate = || self.evaluate_group(&project, rule, &tasks, Arc::clone(&usage), state, &progress.evaluated);
+            let (mut results, mut errors) = self.answering(evaluate()).await?;
+            if !errors.is_empty() {
+                // A question beside it may have had the memory.
+                (results, errors) = evaluate().await?;
+            }
             for (window, error) in errors {
                 progress.failed.insert(name.to_owned());
                 let of_window: Vec<&WindowTask> = tasks.iter().filter(|task| task.window.window == window).copied().collect();

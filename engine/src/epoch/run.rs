@@ -77,7 +77,7 @@ pub struct Epochs {
     pub(super) last: i64,
     pub(super) log_folder: PathBuf,
     pub(super) dedup_folder: PathBuf,
-    pub(super) unsaved_keys: UnsavedKeys,
+    pub(super) unsaved_keys: Arc<UnsavedKeys>,
     pub(super) log_id: String,
     pub(super) hasher: EventHasher,
     pub(super) progress: Arc<CaptureProgress>,
@@ -103,6 +103,8 @@ pub struct Epochs {
     pub(super) questions: Questions,
     /// A manifest that is written, but not completed: it is finished before anything else.
     pub(super) unfinished: Option<Manifest>,
+    /// The epoch that is completed last, as long as the log has its frames and its event ids are not saved.
+    pub(super) undrained: Option<Manifest>,
     /// The unfinished manifest was written by this process, and nothing was done of it yet.
     pub(super) is_first_attempt: bool,
     /// Windows whose rule failed since the start: not tried again before there is new usage.
@@ -188,7 +190,7 @@ impl Epochs {
             last,
             log_folder: setup.log_folder,
             dedup_folder: setup.dedup_folder,
-            unsaved_keys: UnsavedKeys::default(),
+            unsaved_keys: Arc::default(),
             log_id: setup.log_id,
             hasher: setup.hasher,
             progress: setup.progress,
@@ -207,6 +209,7 @@ impl Epochs {
             running,
             tail: tokio::sync::Mutex::default(),
             questions: Questions::default(),
+            undrained: None,
             is_first_attempt: false,
             failed: HashSet::new(),
             examine: Examine::Due,
@@ -350,6 +353,7 @@ impl Epochs {
 
     /// Finishes the epoch whose manifest is written, if there is one.
     pub(super) async fn finish(&mut self) -> Result<Option<EpochReport>, EpochError> {
+        self.drain_completed().await?;
         let Some(manifest) = self.unfinished.clone() else { return Ok(None) };
         tracing::debug!(epoch = manifest.epoch, from = manifest.from, to = manifest.to, "epoch");
         let frames = self.progress.recent.read_range(&self.log_folder, manifest.from, manifest.to, u64::MAX)?;
@@ -503,7 +507,9 @@ impl Epochs {
         let times = Times::of(&merged, &parts, changes_after.as_ref());
         self.complete(&manifest, state, changes_after).await?;
         self.note_running(&manifest, &times);
-        self.drain(&manifest, frames).await?;
+        if let Err(error) = self.drain(frames).await {
+            tracing::error!(%error, epoch, "the epoch is in the lake, and its part of the log is not let go of; it is tried again first of all");
+        }
         let count = |batches: &[RecordBatch]| batches.iter().map(RecordBatch::num_rows).sum();
         let corrections = postings
             .iter()
@@ -552,6 +558,7 @@ impl Epochs {
         }
         // Whatever becomes of what follows, it is not executed again: the state is the one after it.
         self.unfinished = None;
+        self.undrained = Some(manifest.clone());
         #[allow(clippy::cast_precision_loss)]
         metrics::gauge!("ratemill_last_epoch_timestamp_seconds").set((completion.completed_at / 1_000_000) as f64);
         Ok(())
@@ -567,7 +574,7 @@ impl Epochs {
     ///
     /// # Errors
     /// [`EpochError::Lake`].
-    pub async fn close(mut self) -> Result<(), EpochError> {
+    pub async fn close(self) -> Result<(), EpochError> {
         // A start that misses them reads them back from the lake.
         let _ = self.unsaved_keys.save(&self.dedup_folder);
         let drained = self.progress.position.load(Ordering::Acquire) <= self.state.position;

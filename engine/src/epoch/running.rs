@@ -26,7 +26,7 @@ use super::tail::TailUsage;
 use crate::adopted::Part;
 
 /// Bytes of the log that are read for a question, two epochs or more.
-const TAIL_BYTES_MIN: u64 = 64 << 20;
+const TAIL_BYTES_MIN: u64 = 256 << 20;
 
 /// Usage after the last epoch, and what it does.
 #[derive(Debug, Default)]

@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use arrow::array::{ArrayRef, AsArray, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray, UInt32Array};
 use arrow::compute::take_record_batch;
@@ -16,6 +17,7 @@ use ratemill_rules::{Reach, Rule, RuleProject, RuleWindow};
 use ratemill_schemas::decimal::DECIMAL;
 use ratemill_schemas::time::instant_type;
 use ratemill_schemas::{Window, WindowSpec, time};
+use tokio::time::{Instant, timeout_at};
 
 use super::changes::Changes;
 use super::manifest::Manifest;
@@ -24,7 +26,7 @@ use super::run::{EpochError, Epochs};
 use super::running::{Arrived, OpenCharges, Wanted, rows_of_window};
 use super::state::EngineState;
 use crate::adopted::Part;
-use crate::lake::{Lake, LakeError, LakeTable, TableSpec};
+use crate::lake::{AppendOutcome, Lake, LakeError, LakeTable, TableSpec};
 
 /// Its name.
 pub const RUNNING_CHARGES: &str = "running_charges";
@@ -177,7 +179,7 @@ impl Epochs {
         if rows.len() == self.running.rows.len() {
             return;
         }
-        if let Err(error) = self.write_running(rows, super::run::APPLICATION, manifest.epoch).await {
+        if let Err(error) = self.write_running(rows, super::run::APPLICATION, manifest.epoch, None).await {
             tracing::warn!(%error, "closed windows stay in running_charges until it is published next");
         }
     }
@@ -195,18 +197,26 @@ impl Epochs {
     }
 
     /// Publishes what open windows come to as of the last epoch, in the table `running_charges`. Of a rule that cannot be
-    /// evaluated, the table has nothing.
+    /// evaluated, the table has nothing. `false` says that it was given up, having taken longer than `within`.
     ///
     /// # Errors
     /// [`EpochError`] when the lake cannot be read or written; it may be tried again.
-    pub async fn publish_running(&mut self) -> Result<(), EpochError> {
+    pub async fn publish_running(&mut self, within: Duration) -> Result<bool, EpochError> {
         if self.unfinished.is_some() {
-            return Ok(());
+            return Ok(true);
         }
+        let deadline = Instant::now() + within;
         let started = std::time::Instant::now();
         let wanted = self.running.wanted(&self.project, &self.state);
-        let found =
-            if wanted.is_empty() { Vec::new() } else { self.answering(self.running_with(&Arrived::default(), &wanted, None)).await? };
+        let nothing = Arrived::default();
+        let found = if wanted.is_empty() {
+            Vec::new()
+        } else {
+            match self.answering(timeout_at(deadline, self.running_with(&nothing, &wanted, None))).await {
+                Ok(found) => found?,
+                Err(_) => return Ok(false),
+            }
+        };
         let mut rows = self.running.rows.clone();
         keep_shown(&mut rows, &self.project, &self.state);
         let mut is_changed = self.running.is_behind || rows.len() != self.running.rows.len();
@@ -224,7 +234,9 @@ impl Epochs {
         }
         if is_changed {
             let number = self.running.table.last_transaction(RUNNING).await?.unwrap_or(0) + 1;
-            self.write_running(rows, RUNNING, number).await?;
+            if !self.write_running(rows, RUNNING, number, Some(deadline)).await? {
+                return Ok(false);
+            }
             metrics::counter!("ratemill_running_publications_total").increment(1);
         }
         metrics::histogram!("ratemill_running_publication_duration_seconds").record(started.elapsed());
@@ -232,7 +244,7 @@ impl Epochs {
         self.running.project = Some(Arc::clone(&self.project));
         self.running.moved.clear();
         self.running.is_stale = false;
-        Ok(())
+        Ok(true)
     }
 
     /// Puts what was evaluated in the place of what was there; whether anything is different.
@@ -253,17 +265,31 @@ impl Epochs {
         Ok(is_changed)
     }
 
-    async fn write_running(&mut self, rows: BTreeMap<Key, RecordBatch>, application: &str, number: i64) -> Result<(), LakeError> {
+    /// Writes the table; `false` where that took too long, or another attempt has written something as this number.
+    async fn write_running(
+        &mut self,
+        rows: BTreeMap<Key, RecordBatch>,
+        application: &str,
+        number: i64,
+        deadline: Option<Instant>,
+    ) -> Result<bool, LakeError> {
         let batches: Vec<RecordBatch> = rows.values().cloned().collect();
         // Nobody knows what the table has when this is stopped half-way.
         self.running.rows = rows;
         self.running.is_behind = true;
         self.running.is_stale = true;
         let mut table = self.running.table.clone();
-        self.answering(table.replace_rows(&batches, application, number)).await?;
+        let written = async {
+            let writing = table.replace_rows(&batches, application, number);
+            match deadline {
+                Some(deadline) => timeout_at(deadline, writing).await.ok().transpose(),
+                None => writing.await.map(Some),
+            }
+        };
+        let Some(outcome) = self.answering(written).await? else { return Ok(false) };
         self.running.table = table;
-        self.running.is_behind = false;
-        Ok(())
+        self.running.is_behind = outcome == AppendOutcome::AlreadyThere;
+        Ok(!self.running.is_behind)
     }
 }
 

@@ -70,10 +70,10 @@ impl BetweenEpochs {
             }
             Work::Publish => {
                 let begun = Instant::now();
-                match tokio::time::timeout(PUBLISH, epochs.publish_running()).await {
-                    Ok(Ok(())) => {}
-                    Ok(Err(error)) => tracing::warn!(%error, "running charges were not published; it will be tried again"),
-                    Err(_) => tracing::warn!("publishing running charges took too long and was given up; it will be tried again"),
+                match epochs.publish_running(PUBLISH).await {
+                    Ok(true) => {}
+                    Ok(false) => tracing::warn!("publishing running charges took too long and was given up; it will be tried again"),
+                    Err(error) => tracing::warn!(%error, "running charges were not published; it will be tried again"),
                 }
                 // What takes long comes seldom.
                 self.publish_at = Instant::now() + self.running.unwrap_or_default().max(begun.elapsed() * PUBLISH_SHARE);

@@ -6,7 +6,7 @@ use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use super::frame::{Frame, decode_header};
-use super::reader::{Step, step};
+use super::reader::frame_at;
 use super::{LogError, segments};
 
 /// Reads a log while it grows.
@@ -161,7 +161,7 @@ impl LogFollower {
         let mut bytes = Vec::new();
         segment.file.by_ref().take(length - segment.offset).read_to_end(&mut bytes).map_err(io)?;
         let mut offset = 0;
-        while let Step::Frame(payload, next) = step(&bytes, offset) {
+        while let Some((payload, next)) = frame_at(&bytes, offset) {
             self.ready.push_back(payload.to_vec());
             offset = next;
         }

@@ -4,6 +4,8 @@ use std::collections::BTreeSet;
 use std::fs::OpenOptions;
 use std::path::Path;
 
+use arrow::error::ArrowError;
+
 use super::frame::{Frame, FrameHeader, HEAD, MAGIC, PAYLOAD_MAX, decode_header};
 use super::{LogError, segments, sync_folder};
 
@@ -24,34 +26,50 @@ impl LogScan {
     }
 }
 
-/// What lies at an offset of a segment.
-pub(super) enum Step<'a> {
-    Frame(&'a [u8], usize),
-    End,
-    Bad,
-}
-
-pub(super) fn step(bytes: &[u8], offset: usize) -> Step<'_> {
-    let rest = &bytes[offset..];
-    if rest.is_empty() {
-        return Step::End;
-    }
-    let Some((head, body)) = rest.split_at_checked(HEAD) else { return Step::Bad };
+/// The payload of the frame at an offset of a segment, and where the next one begins; `None` at the end, or where there is no
+/// valid one.
+pub(super) fn frame_at(bytes: &[u8], offset: usize) -> Option<(&[u8], usize)> {
+    let (head, body) = bytes.get(offset..)?.split_at_checked(HEAD)?;
     let word = |index: usize| u32::from_le_bytes([head[index], head[index + 1], head[index + 2], head[index + 3]]);
     let (length, crc) = (word(4) as usize, word(8));
     if &head[..4] != MAGIC || length > PAYLOAD_MAX {
-        return Step::Bad;
+        return None;
     }
-    match body.get(..length) {
-        Some(payload) if crc32c::crc32c(payload) == crc => Step::Frame(payload, offset + HEAD + length),
-        _ => Step::Bad,
+    let payload = body.get(..length).filter(|payload| crc32c::crc32c(payload) == crc)?;
+    Some((payload, offset + HEAD + length))
+}
+
+/// The valid frames of a segment up to its end, or to the first that is none: their headers, and all of their payloads.
+struct Frames<'s> {
+    path: &'s Path,
+    bytes: &'s [u8],
+    /// Where the next one begins.
+    offset: usize,
+}
+
+impl<'s> Frames<'s> {
+    fn of(path: &'s Path, bytes: &'s [u8]) -> Self {
+        Self { path, bytes, offset: 0 }
+    }
+
+    fn arrow(&self, source: ArrowError) -> LogError {
+        LogError::Arrow { path: self.path.to_owned(), source }
+    }
+}
+
+impl<'s> Iterator for Frames<'s> {
+    type Item = Result<(FrameHeader, &'s [u8]), LogError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let (payload, next) = frame_at(self.bytes, self.offset)?;
+        self.offset = next;
+        Some(decode_header(payload).map(|(header, _)| (header, payload)).map_err(|source| self.arrow(source)))
     }
 }
 
 /// Whether a valid frame begins anywhere behind `offset`.
 fn valid_behind(bytes: &[u8], offset: usize) -> bool {
-    (offset + 1..bytes.len().saturating_sub(HEAD))
-        .any(|start| bytes[start..].starts_with(MAGIC) && matches!(step(bytes, start), Step::Frame(..)))
+    (offset + 1..bytes.len().saturating_sub(HEAD)).any(|start| bytes[start..].starts_with(MAGIC) && frame_at(bytes, start).is_some())
 }
 
 /// Reads all headers, checks every frame, and cuts a torn tail. What is left is durable: a process that was killed may
@@ -67,32 +85,26 @@ pub fn scan(folder: &Path, floor: i64) -> Result<LogScan, LogError> {
     for (index, (_, path)) in all.iter().enumerate() {
         let bytes = std::fs::read(path).map_err(|error| LogError::io(path, error))?;
         std::fs::File::open(path).and_then(|file| file.sync_all()).map_err(|error| LogError::io(path, error))?;
-        let mut offset = 0;
-        loop {
-            match step(&bytes, offset) {
-                Step::End => break,
-                Step::Frame(payload, next) => {
-                    let (header, _) = decode_header(payload).map_err(|source| LogError::Arrow { path: path.clone(), source })?;
-                    if let Some(last) = scan.frames.last()
-                        && last.end() != header.position
-                        && header.position > floor
-                    {
-                        return Err(LogError::Gap { path: folder.to_owned(), from: last.end(), to: header.position });
-                    }
-                    scan.frames.push(header);
-                    offset = next;
-                }
-                Step::Bad => {
-                    let later_segment = all[index + 1..].iter().any(|(_, path)| path.metadata().is_ok_and(|metadata| metadata.len() > 0));
-                    if later_segment || valid_behind(&bytes, offset) {
-                        return Err(LogError::Damaged { path: path.clone(), offset: offset as u64 });
-                    }
-                    scan.torn_bytes = (bytes.len() - offset) as u64;
-                    let file = OpenOptions::new().write(true).open(path).map_err(|error| LogError::io(path, error))?;
-                    file.set_len(offset as u64).and_then(|()| file.sync_all()).map_err(|error| LogError::io(path, error))?;
-                    break;
-                }
+        let mut frames = Frames::of(path, &bytes);
+        for frame in frames.by_ref() {
+            let (header, _) = frame?;
+            if let Some(last) = scan.frames.last()
+                && last.end() != header.position
+                && header.position > floor
+            {
+                return Err(LogError::Gap { path: folder.to_owned(), from: last.end(), to: header.position });
             }
+            scan.frames.push(header);
+        }
+        let offset = frames.offset;
+        if offset < bytes.len() {
+            let later_segment = all[index + 1..].iter().any(|(_, path)| path.metadata().is_ok_and(|metadata| metadata.len() > 0));
+            if later_segment || valid_behind(&bytes, offset) {
+                return Err(LogError::Damaged { path: path.clone(), offset: offset as u64 });
+            }
+            scan.torn_bytes = (bytes.len() - offset) as u64;
+            let file = OpenOptions::new().write(true).open(path).map_err(|error| LogError::io(path, error))?;
+            file.set_len(offset as u64).and_then(|()| file.sync_all()).map_err(|error| LogError::io(path, error))?;
         }
     }
     Ok(scan)
@@ -112,12 +124,10 @@ pub fn read_range(folder: &Path, from: i64, to: i64, bytes_max: u64) -> Result<V
             continue;
         }
         let bytes = std::fs::read(path).map_err(|error| LogError::io(path, error))?;
-        let mut offset = 0;
+        let mut segment = Frames::of(path, &bytes);
         // At a bad frame, capture may be writing at this moment; damage shows as a gap.
-        while let Step::Frame(payload, next) = step(&bytes, offset) {
-            offset = next;
-            let arrow = |source| LogError::Arrow { path: path.clone(), source };
-            let (header, _) = decode_header(payload).map_err(arrow)?;
+        while let Some(frame) = segment.next() {
+            let (header, payload) = frame?;
             if header.end() <= from {
                 continue;
             }
@@ -125,7 +135,7 @@ pub fn read_range(folder: &Path, from: i64, to: i64, bytes_max: u64) -> Result<V
                 return checked(folder, frames, from);
             }
             read += payload.len() as u64;
-            frames.push(Frame::decode(payload).map_err(arrow)?);
+            frames.push(Frame::decode(payload).map_err(|source| segment.arrow(source))?);
         }
     }
     checked(folder, frames, from)
@@ -154,12 +164,11 @@ pub fn adopted_files(folder: &Path) -> Result<BTreeSet<String>, LogError> {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
             read => read.map_err(|error| LogError::io(path, error))?,
         };
-        let mut offset = 0;
-        while let Step::Frame(payload, next) = step(&bytes, offset) {
-            let (header, _) = decode_header(payload).map_err(|source| LogError::Arrow { path: path.clone(), source })?;
-            found.extend(header.adopted.into_iter().map(|adopted| adopted.file.content_hash));
-            offset = next;
+        let mut frames = Frames::of(path, &bytes);
+        for frame in frames.by_ref() {
+            found.extend(frame?.0.adopted.into_iter().map(|adopted| adopted.file.content_hash));
         }
+        let offset = frames.offset;
         // The last one may be written to at this moment.
         if offset < bytes.len() && index + 1 < all.len() {
             return Err(LogError::Damaged { path: path.clone(), offset: offset as u64 });
