@@ -31,9 +31,9 @@ const GROUP_BYTES: usize = 8 << 20;
 pub struct CaptureProgress {
     /// Position up to which the log is durable.
     pub position: AtomicI64,
-    /// Bytes of the log that are not in the lake yet.
+    /// Bytes of the log that are not in the lake yet, or whose event ids are to be saved.
     pub undrained_bytes: AtomicU64,
-    /// Position up to which the lake has everything.
+    /// Position up to which the lake has everything, and the log is let go of.
     pub drained: AtomicI64,
     /// The newest frames of the log.
     pub recent: RecentFrames,

@@ -74,14 +74,6 @@ impl LogError {
     pub(crate) fn io(path: &Path, source: std::io::Error) -> Self {
         Self::Io { path: path.to_owned(), source }
     }
-
-    /// Whether there was no room, and nothing else is wrong.
-    pub(crate) fn is_full(&self) -> bool {
-        match self {
-            Self::Io { source, .. } | Self::Full { source, .. } => is_full(source),
-            _ => false,
-        }
-    }
 }
 
 /// Whether a write failed for want of room only.

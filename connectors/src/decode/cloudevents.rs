@@ -57,18 +57,20 @@ pub fn structured(context: &DecodeContext, mapping: &Mapping, body: &[u8]) -> Re
 /// [`BodyError`] when it is not a JSON array or has more than `events_max` elements.
 pub fn batched(context: &DecodeContext, mapping: &Mapping, body: &[u8], events_max: usize) -> Result<UsageBatch, BodyError> {
     let text = utf8(body)?;
-    if let Some(decoded) = batched_quickly(context, mapping, text, events_max) {
-        return decoded;
-    }
+    batched_quickly(context, mapping, text, events_max).unwrap_or_else(|| batched_slowly(context, mapping, text, events_max))
+}
+
+/// The same, whatever the events are.
+fn batched_slowly(context: &DecodeContext, mapping: &Mapping, text: &str, events_max: usize) -> Result<UsageBatch, BodyError> {
     let events: Vec<&RawValue> = serde_json::from_str(text)
         .map_err(|error| BodyError::Malformed { expected: "the body is not a JSON array of CloudEvents", found: error.to_string() })?;
     if events.len() > events_max {
         return Err(BodyError::TooManyEvents(events_max));
     }
-    let mut collector = collector(context, mapping, body, events.len());
+    let mut collector = collector(context, mapping, text.as_bytes(), events.len());
     for event in events {
         let raw = event.get();
-        collector.record(&parse(raw, context), Place::Index, raw.as_bytes(), Some(range(body, raw)));
+        collector.record(&parse(raw, context), Place::Index, raw.as_bytes(), Some(range(text.as_bytes(), raw)));
     }
     collector.finish().map_err(BodyError::TooLarge)
 }
@@ -238,4 +240,57 @@ fn collector<'c>(context: &'c DecodeContext, mapping: &'c Mapping, body: &[u8], 
 fn range(body: &[u8], part: &str) -> (u32, u32) {
     let start = part.as_ptr().addr() - body.as_ptr().addr();
     (u32::try_from(start).unwrap_or(u32::MAX), u32::try_from(start + part.len()).unwrap_or(u32::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use ratemill_schemas::{EventHasher, UsageSchema};
+
+    use super::*;
+    use crate::mapping::FieldRef;
+
+    #[test]
+    fn a_batch_that_is_read_quickly_is_what_it_is_read_slowly() {
+        let context = DecodeContext {
+            schema: Arc::new(UsageSchema::new(Vec::new())),
+            hasher: EventHasher::new([7; 2]),
+            future_skew: 0,
+            depth_max: 4,
+            record_bytes_max: 300,
+        };
+        let mapping = Mapping::cloud_events(&context.schema, Some(FieldRef::Field("data.value".to_owned())));
+        let event = |id: &str, data: &str| {
+            format!(
+                r#"{{"specversion":"1.0","id":"{id}","source":"s","type":"kwh","subject":"a","time":"2026-09-01T00:00:00Z","data":{data}}}"#
+            )
+        };
+        let good = |id: &str| event(id, r#"{"value":1.5,"unit":"kWh"}"#);
+        let long = event("long", &format!(r#"{{"value":1,"note":"{}"}}"#, "x".repeat(300)));
+        let wrong = event("wrong", r#"{"value":"much"}"#);
+        let twice = event("twice", r#"{"value":1,"value":2}"#);
+        let one = good("1");
+        for (body, is_quick) in [
+            (format!("[{one}]"), true),
+            (format!(" [ {one} , {},\n{} ] ", good("2"), good("3")), true),
+            (format!("[{one},{long},{wrong},{twice},{}]", good("ä")), true),
+            (format!("[{one},{}]", event("void", r#"{"value":1}"#).replace("kwh", "ratemill.void")), true),
+            (format!("[{one},{},{}]", good("2"), good("3")).replace("\"kwh\"", "7"), true),
+            (format!("[{one},{}]", event("deep", r#"{"value":1,"a":{"b":{"c":{"d":1}}}}"#)), false),
+            (format!("[{one},{}]", event("escape", r#"{"value":1,"note":"\n"}"#)), false),
+            (format!("[{one},1]"), false),
+            (format!("[{one}"), false),
+            (format!("[{one}] x"), false),
+            ("[]".to_owned(), false),
+        ] {
+            let quick = batched_quickly(&context, &mapping, &body, 5);
+            assert_eq!(quick.is_some(), is_quick, "{body}");
+            let slow = batched_slowly(&context, &mapping, &body, 5);
+            assert_eq!(format!("{:?}", batched(&context, &mapping, body.as_bytes(), 5)), format!("{slow:?}"), "{body}");
+        }
+        let body = format!("[{one},{},{}]", good("2"), good("3"));
+        let read = |most| batched(&context, &mapping, body.as_bytes(), most);
+        assert!(matches!(read(2), Err(BodyError::TooManyEvents(2))));
+        assert_eq!(read(3).unwrap().batch.num_rows(), 3);
+    }
 }

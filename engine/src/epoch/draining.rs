@@ -24,42 +24,43 @@ struct LoggedKeys {
     keys: Vec<EventKey>,
 }
 
-/// Event ids that the disk had no room for. The index and the log share it: the log is trimmed all the same, lest there is
-/// never room again, and a start that misses them reads them back from the lake.
+/// Event ids that are not saved yet, since that is under way or failed. They are a cache, and the log is trimmed all the same,
+/// lest a full disk is never freed: a start that misses some reads them back from the lake.
 #[derive(Debug, Default)]
 pub(super) struct UnsavedKeys(Mutex<Option<LoggedKeys>>);
 
+/// So many ids wait to be saved at most: 128 MiB.
+const WAITING_MAX: usize = 4 << 20;
+
 impl UnsavedKeys {
-    /// Adds those of the positions that follow, and saves all in one file. A retry of the same epoch adds nothing.
-    fn add_and_save(&self, next: LoggedKeys, folder: &Path) -> Result<(), LogError> {
+    /// Adds those of the positions that follow, if they are not there, and saves all in one file.
+    fn add_and_save(&self, next: LoggedKeys, folder: &Path) {
         {
             let mut waiting = self.0.lock().unwrap_or_else(PoisonError::into_inner);
             match waiting.as_mut() {
                 Some(waiting) if next.to <= waiting.to => {}
-                Some(waiting) if next.from == waiting.to => {
+                Some(waiting) if next.from == waiting.to && waiting.keys.len() <= WAITING_MAX => {
                     waiting.to = next.to;
                     waiting.ingested_max = waiting.ingested_max.max(next.ingested_max);
                     waiting.keys.extend(next.keys);
                 }
-                // Where some are missing in between, a start reads all from there on.
+                // A start sees that some are missing before them.
                 _ => *waiting = Some(next),
             }
         }
-        self.save(folder)
+        self.save(folder);
     }
 
-    /// Saves them; without room for it they wait.
-    pub(super) fn save(&self, folder: &Path) -> Result<(), LogError> {
+    /// Saves them; what cannot be saved waits.
+    pub(super) fn save(&self, folder: &Path) {
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(waiting) = kept.as_ref() else { return Ok(()) };
+        let Some(waiting) = kept.as_ref() else { return };
         match DedupIndex::save_run(folder, waiting.from, waiting.to, waiting.ingested_max, &waiting.keys) {
             Ok(()) => *kept = None,
-            Err(error) if error.is_full() => {
-                tracing::warn!(%error, ids = waiting.keys.len(), "there is no room to save event ids; they are saved with the next epoch");
+            Err(error) => {
+                tracing::warn!(%error, ids = waiting.keys.len(), "event ids could not be saved; it is tried again with the next epoch");
             }
-            Err(error) => return Err(error),
         }
-        Ok(())
     }
 }
 
@@ -76,7 +77,7 @@ impl Epochs {
             let ingested_max = frames.iter().map(|frame| frame.header.ingested_at).max().unwrap_or_default();
             let next = LoggedKeys { from: manifest.from, to: manifest.to, ingested_max, keys };
             let (unsaved, folder) = (Arc::clone(&self.unsaved_keys), self.dedup_folder.clone());
-            self.aside(move || unsaved.add_and_save(next, &folder)).await??;
+            self.aside(move || unsaved.add_and_save(next, &folder)).await?;
         }
         Failpoint::EpochKeysSaved.reached();
         let drained: u64 = frames.iter().map(Frame::weight).sum();
@@ -90,11 +91,19 @@ impl Epochs {
         Ok(())
     }
 
-    /// Drains what an epoch has left that was stopped, or failed, after its completion.
+    /// Drains what an epoch has left that was stopped, or failed, after its completion. Where the log has its frames no more, their
+    /// ids stay unsaved.
     pub(super) async fn drain_completed(&mut self) -> Result<(), EpochError> {
         let Some(manifest) = &self.undrained else { return Ok(()) };
-        let frames = self.progress.recent.read_range(&self.log_folder, manifest.from, manifest.to, u64::MAX)?;
-        self.drain(&frames).await
+        match self.progress.recent.read_range(&self.log_folder, manifest.from, manifest.to, u64::MAX) {
+            Ok(frames) if frames.last().map_or(manifest.from, |frame| frame.header.end()) == manifest.to => self.drain(&frames).await,
+            Ok(_) | Err(LogError::Gap { .. }) => {
+                tracing::warn!(epoch = manifest.epoch, "the log has this epoch no more; the next start reads its event ids from the lake");
+                self.undrained = None;
+                Ok(())
+            }
+            Err(error) => Err(error.into()),
+        }
     }
 }
 
@@ -123,18 +132,30 @@ mod tests {
     fn keys_that_the_disk_has_no_room_for_are_saved_with_the_next() {
         let folder = tempfile::tempdir().unwrap();
         let unsaved = UnsavedKeys::default();
-        unsaved.add_and_save(logged(0, 3), folder.path()).unwrap();
+        unsaved.add_and_save(logged(0, 3), folder.path());
         // A device that takes no byte stands where the next file is written.
         std::os::unix::fs::symlink("/dev/full", folder.path().join(format!("{:020}-{:020}.keys.tmp", 3, 5))).unwrap();
-        unsaved.add_and_save(logged(3, 5), folder.path()).unwrap();
+        unsaved.add_and_save(logged(3, 5), folder.path());
         assert_eq!(DedupIndex::open(folder.path(), 5).unwrap().1, 3);
         // The epoch is tried again, then the next follows.
-        unsaved.add_and_save(logged(3, 5), folder.path()).unwrap();
-        unsaved.add_and_save(logged(5, 6), folder.path()).unwrap();
+        unsaved.add_and_save(logged(3, 5), folder.path());
+        unsaved.add_and_save(logged(5, 6), folder.path());
         let (mut index, known) = DedupIndex::open(folder.path(), 6).unwrap();
         assert_eq!((known, index.len().0), (6, 6));
         for key in logged(0, 6).keys {
             assert_eq!(index.check(key).unwrap(), Verdict::Duplicate);
         }
+    }
+
+    #[test]
+    fn ids_that_are_missing_are_never_taken_for_saved() {
+        let folder = tempfile::tempdir().unwrap();
+        let unsaved = UnsavedKeys::default();
+        unsaved.add_and_save(logged(0, 3), folder.path());
+        std::os::unix::fs::symlink("/dev/full", folder.path().join(format!("{:020}-{:020}.keys.tmp", 3, 5))).unwrap();
+        unsaved.add_and_save(logged(3, 5), folder.path());
+        // The epoch of 5 to 7 never came to it.
+        unsaved.add_and_save(logged(7, 9), folder.path());
+        assert_eq!(DedupIndex::open(folder.path(), 9).unwrap().1, 3);
     }
 }

@@ -1,5 +1,7 @@
 //! Questions for running charges: answered between two epochs, and while one waits for the lake.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use arrow::array::RecordBatch;
 use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -29,12 +31,20 @@ pub enum Unanswered {
 
 /// The questions that wait; none in a batch.
 #[derive(Debug, Default)]
-pub(super) struct Questions(Mutex<Option<mpsc::Receiver<RunningQuestion>>>);
+pub(super) struct Questions {
+    asked: Mutex<Option<mpsc::Receiver<RunningQuestion>>>,
+    answered: AtomicU64,
+}
 
 impl Questions {
+    /// How many were answered, or are being answered.
+    pub(super) fn answered(&self) -> u64 {
+        self.answered.load(Ordering::Relaxed)
+    }
+
     /// Waits for the next one. Nothing is lost when the caller stops waiting.
     async fn next(&self) -> RunningQuestion {
-        let mut asked = self.0.lock().await;
+        let mut asked = self.asked.lock().await;
         match asked.as_mut() {
             Some(asked) => match asked.recv().await {
                 Some(question) => question,
@@ -49,7 +59,7 @@ impl Epochs {
     /// Answers these questions from now on: when [told to](Self::answer), and while an epoch waits for the lake. `None` answers
     /// none; those who wait are told.
     pub fn listen(&mut self, asked: Option<mpsc::Receiver<RunningQuestion>>) {
-        *self.questions.0.get_mut() = asked;
+        *self.questions.asked.get_mut() = asked;
     }
 
     /// Waits for the next question. Nothing is lost when the caller stops waiting.
@@ -62,6 +72,7 @@ impl Epochs {
         if question.answer.is_closed() {
             return;
         }
+        self.questions.answered.fetch_add(1, Ordering::Relaxed);
         let started = std::time::Instant::now();
         let charges = self.running_of(question.rule.as_deref(), question.customer.as_deref()).await.map_err(|error| match error {
             EpochError::Behind { .. } => Unanswered::Later(error.to_string()),

@@ -113,9 +113,10 @@ impl Epochs {
             }
             let usage = changes_after.unwrap_or(&self.changes).over(self.usage()?)?;
             let evaluate = || self.evaluate_group(&project, rule, &tasks, Arc::clone(&usage), state, &progress.evaluated);
+            let answered = self.questions.answered();
             let (mut results, mut errors) = self.answering(evaluate()).await?;
-            if !errors.is_empty() {
-                // A question beside it may have had the memory.
+            if !errors.is_empty() && self.questions.answered() > answered {
+                // A question may have had the memory.
                 (results, errors) = evaluate().await?;
             }
             for (window, error) in errors {

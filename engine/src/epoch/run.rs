@@ -224,7 +224,6 @@ impl Epochs {
         epochs.finish().await?;
         let fitted = epochs.fit(project).await?;
         epochs.take(fitted);
-        epochs.progress.drained.store(epochs.state.position, Ordering::Release);
         Ok(epochs)
     }
 
@@ -576,7 +575,7 @@ impl Epochs {
     /// [`EpochError::Lake`].
     pub async fn close(self) -> Result<(), EpochError> {
         // A start that misses them reads them back from the lake.
-        let _ = self.unsaved_keys.save(&self.dedup_folder);
+        self.unsaved_keys.save(&self.dedup_folder);
         let drained = self.progress.position.load(Ordering::Acquire) <= self.state.position;
         self.ownership.release(drained).await?;
         Ok(())

@@ -176,7 +176,7 @@ impl Epochs {
     pub(super) async fn close_running(&mut self, manifest: &Manifest, state: &EngineState) {
         let mut rows = self.running.rows.clone();
         keep_shown(&mut rows, &self.project, state);
-        if rows.len() == self.running.rows.len() {
+        if rows.len() == self.running.rows.len() && !self.running.is_behind {
             return;
         }
         if let Err(error) = self.write_running(rows, super::run::APPLICATION, manifest.epoch, None).await {
@@ -197,7 +197,8 @@ impl Epochs {
     }
 
     /// Publishes what open windows come to as of the last epoch, in the table `running_charges`. Of a rule that cannot be
-    /// evaluated, the table has nothing. `false` says that it was given up, having taken longer than `within`.
+    /// evaluated, the table has nothing. `false` says that it was given up, for
+    /// want of time or since an attempt before came first; it may be tried again.
     ///
     /// # Errors
     /// [`EpochError`] when the lake cannot be read or written; it may be tried again.

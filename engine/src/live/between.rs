@@ -1,5 +1,5 @@
 //! What a running engine does between two epochs beside answering questions: commits that upkeep asks for, and running
-//! charges as a table. Each keeps the next epoch waiting for a bounded time only, and a failure stops nothing.
+//! charges as a table. Each keeps the next epoch waiting for a bounded time and a question under way, and a failure stops nothing.
 
 use std::time::Duration;
 
@@ -72,7 +72,9 @@ impl BetweenEpochs {
                 let begun = Instant::now();
                 match epochs.publish_running(PUBLISH).await {
                     Ok(true) => {}
-                    Ok(false) => tracing::warn!("publishing running charges took too long and was given up; it will be tried again"),
+                    Ok(false) => {
+                        tracing::warn!("running charges were not published in the time that there is for it; it will be tried again")
+                    }
                     Err(error) => tracing::warn!(%error, "running charges were not published; it will be tried again"),
                 }
                 // What takes long comes seldom.

@@ -1,5 +1,5 @@
-//! What the living owner of a lake is asked and told between two epochs: running charges; to post pending changes, to read the
-//! project again.
+//! What the living owner of a lake is told to do between two epochs: to post pending changes, to read the project again. It is
+//! asked for running charges then, too.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use crate::config::Settings;
 use crate::epoch::{Applied, ApplyError, ApplyRequest, EpochReport, Epochs, Finalize, PendingChanges, Reloaded, RunningQuestion};
 use crate::pipeline::shown;
 
-/// Questions that wait while an epoch runs.
+/// Questions that wait.
 pub(super) const QUESTIONS: usize = 64;
 /// Commands that do.
 pub(super) const COMMANDS: usize = 16;
