@@ -7,17 +7,12 @@
 //! memory. `disk`: ids older than the horizon lie in sorted files, and new ones, each hundredth of them an old one, are looked
 //! up there. One thread; keys are made beforehand, so that only the index is measured.
 
-#[path = "../throughput/process.rs"]
-#[allow(dead_code)]
-mod process;
-
 use std::path::Path;
 use std::time::Instant;
 
+use ratemill_benches::Usage;
 use ratemill_engine::dedup::DedupIndex;
 use ratemill_schemas::{EventKey, Verdict};
-
-use process::Usage;
 
 /// Keys of one group of submissions.
 const GROUP: u64 = 20_000;

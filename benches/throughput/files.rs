@@ -3,8 +3,10 @@
 use std::io::Write;
 use std::path::Path;
 
+use ratemill_benches::Usage;
+
 use crate::Measurement;
-use crate::process::{Usage, event, project, watched};
+use crate::process::{event, project, watched};
 
 const TOML: &str = "[epoch]\nsize = \"256 MiB\"\n";
 

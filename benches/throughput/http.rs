@@ -5,8 +5,10 @@ use std::net::TcpStream;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
+use ratemill_benches::Usage;
+
 use crate::Measurement;
-use crate::process::{Engine, Usage, event, project};
+use crate::process::{Engine, event, project};
 
 const BATCH: usize = 100;
 const CONNECTIONS: usize = 16;

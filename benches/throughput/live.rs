@@ -9,8 +9,10 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use ratemill_benches::Usage;
+
 use crate::mqtt::Broker;
-use crate::process::{CUSTOMERS, Engine, Usage, project};
+use crate::process::{CUSTOMERS, Engine, project};
 
 const BATCH: usize = 100;
 const CONNECTIONS: usize = 8;

@@ -6,8 +6,10 @@ use std::time::{Duration, Instant};
 
 use ratemill_connectors::mqtt::publish;
 
+use ratemill_benches::Usage;
+
 use crate::Measurement;
-use crate::process::{Engine, Usage, event, project};
+use crate::process::{Engine, event, project};
 
 pub struct Broker {
     child: Child,

@@ -4,6 +4,8 @@ use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
+use ratemill_benches::Usage;
+
 pub const RULE: &str = "CREATE MATERIALIZED VIEW energy WITH (window = 'month', grace = '1 day', effective_from = '2026-09-01') AS
 SELECT c.customer_id, u.meter AS item, sum(u.quantity) AS quantity, graduated(sum(u.quantity), p.tiers) AS amount, c.currency
 FROM usage u
@@ -99,31 +101,6 @@ impl Engine {
     pub fn stop(mut self) {
         Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status().unwrap();
         self.child.wait().unwrap();
-    }
-}
-
-/// Processor time and peak memory of a process.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Usage {
-    pub cpu_seconds: f64,
-    pub peak_mib: u64,
-}
-
-impl Usage {
-    pub fn of(pid: u32) -> Self {
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
-        let ticks = |index: usize| fields.get(index).and_then(|text| text.parse::<u32>().ok()).map_or(0.0, f64::from);
-        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-        let peak = status
-            .lines()
-            .find_map(|line| line.strip_prefix("VmHWM:"))
-            .and_then(|text| text.split_whitespace().next()?.parse::<u64>().ok());
-        Self { cpu_seconds: (ticks(11) + ticks(12)) / 100.0, peak_mib: peak.unwrap_or(0) / 1024 }
-    }
-
-    pub fn own() -> Self {
-        Self::of(std::process::id())
     }
 }
 
