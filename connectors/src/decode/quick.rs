@@ -242,6 +242,21 @@ mod tests {
         true
     }
 
+    /// Compares a text as it is, with one byte in the place of another, and up to that place.
+    fn whole_damaged_and_cut(text: String, at: prop::sample::Index, byte: u8, compare: fn(&str) -> bool) {
+        compare(&text);
+        let mut damaged = text.into_bytes();
+        let at = at.index(damaged.len());
+        damaged[at] = byte;
+        if let Ok(damaged) = String::from_utf8(damaged.clone()) {
+            compare(&damaged);
+        }
+        damaged.truncate(at);
+        if let Ok(cut) = String::from_utf8(damaged) {
+            compare(&cut);
+        }
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(2000))]
 
@@ -253,32 +268,12 @@ mod tests {
             byte in any::<u8>(),
         ) {
             let text = format!("{space}[{space}{}{space}]{space}", elements.join(&format!("{space},{space}")));
-            compare_elements(&text);
-            let mut damaged = text.into_bytes();
-            let at = at.index(damaged.len());
-            damaged[at] = byte;
-            if let Ok(damaged) = String::from_utf8(damaged.clone()) {
-                compare_elements(&damaged);
-            }
-            damaged.truncate(at);
-            if let Ok(cut) = String::from_utf8(damaged) {
-                compare_elements(&cut);
-            }
+            whole_damaged_and_cut(text, at, byte, compare_elements);
         }
 
         #[test]
         fn what_is_read_quickly_is_what_the_library_reads(text in json(), at in any::<prop::sample::Index>(), byte in any::<u8>()) {
-            compare(&text);
-            let mut damaged = text.into_bytes();
-            let at = at.index(damaged.len());
-            damaged[at] = byte;
-            if let Ok(damaged) = String::from_utf8(damaged.clone()) {
-                compare(&damaged);
-            }
-            damaged.truncate(at);
-            if let Ok(cut) = String::from_utf8(damaged) {
-                compare(&cut);
-            }
+            whole_damaged_and_cut(text, at, byte, compare);
         }
     }
 

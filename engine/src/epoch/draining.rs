@@ -128,13 +128,17 @@ mod tests {
         LoggedKeys { from, to, ingested_max: to, keys: (from..to).map(key).collect() }
     }
 
+    /// A device that takes no byte stands where the file of these positions is written.
+    fn refuse(folder: &Path, from: i64, to: i64) {
+        std::os::unix::fs::symlink("/dev/full", folder.join(format!("{from:020}-{to:020}.keys.tmp"))).unwrap();
+    }
+
     #[test]
     fn keys_that_the_disk_has_no_room_for_are_saved_with_the_next() {
         let folder = tempfile::tempdir().unwrap();
         let unsaved = UnsavedKeys::default();
         unsaved.add_and_save(logged(0, 3), folder.path());
-        // A device that takes no byte stands where the next file is written.
-        std::os::unix::fs::symlink("/dev/full", folder.path().join(format!("{:020}-{:020}.keys.tmp", 3, 5))).unwrap();
+        refuse(folder.path(), 3, 5);
         unsaved.add_and_save(logged(3, 5), folder.path());
         assert_eq!(DedupIndex::open(folder.path(), 5).unwrap().1, 3);
         // The epoch is tried again, then the next follows.
@@ -152,7 +156,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let unsaved = UnsavedKeys::default();
         unsaved.add_and_save(logged(0, 3), folder.path());
-        std::os::unix::fs::symlink("/dev/full", folder.path().join(format!("{:020}-{:020}.keys.tmp", 3, 5))).unwrap();
+        refuse(folder.path(), 3, 5);
         unsaved.add_and_save(logged(3, 5), folder.path());
         // The epoch of 5 to 7 never came to it.
         unsaved.add_and_save(logged(7, 9), folder.path());
