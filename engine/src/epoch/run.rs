@@ -29,7 +29,7 @@ use super::running_table::{RunningTable, Times};
 use super::state::{EngineState, TableVersions};
 use super::tables::{Tables, table_specs};
 use super::tail::Tail;
-use crate::adopted::Adopted;
+use crate::adopted::{Adopted, Part};
 use crate::capture::CaptureProgress;
 use crate::failpoint::Failpoint;
 use crate::lake::owner::Ownership;
@@ -463,26 +463,9 @@ impl Epochs {
         let changes = self.changes_of(epoch, frames)?;
         check_books(&manifest, frames, &usage, &rejected, &changes)?;
         let merged = merge_days(&usage).map_err(arrow)?;
-        let mut table = self.tables.usage.clone();
-        self.answering(table.append(&merged, APPLICATION, epoch)).await?;
-        self.tables.usage = table;
-        Failpoint::EpochUsageAppended.reached();
-        if !rejected.is_empty() {
-            self.tables.rejected.append(&rejected, APPLICATION, epoch).await?;
-            Failpoint::EpochRejectedAppended.reached();
-        }
-        if !changes.is_empty() {
-            self.tables.changes.append(&changes, APPLICATION, epoch).await?;
-            Failpoint::EpochChangesAppended.reached();
-        }
         let parts = parts_of(frames);
-        self.store_adopted(epoch, &parts).await?;
+        self.store(epoch, frames, [&merged, &rejected, &changes], &parts).await?;
         let changes_after = self.changes_after(epoch, &changes, &manifest.state.waiting)?;
-        let claims = claims_batch(frames).map_err(arrow)?;
-        if claims.num_rows() > 0 {
-            self.tables.files.append(&[claims], APPLICATION, epoch).await?;
-            Failpoint::EpochFilesAppended.reached();
-        }
         tracing::debug!(epoch, elapsed = ?started.elapsed(), "usage stored");
         let mut state = manifest.state.clone();
         state.closed.extend(manifest.closing.clone());
@@ -527,6 +510,35 @@ impl Epochs {
             corrections,
             failures,
         })
+    }
+
+    /// Appends what the frames of an epoch hold to the tables: usage, rejected records, voids and amendments, adopted files, claims.
+    async fn store(
+        &mut self,
+        epoch: i64,
+        frames: &[Frame],
+        [usage, rejected, changes]: [&[RecordBatch]; 3],
+        parts: &[Arc<Part>],
+    ) -> Result<(), EpochError> {
+        let mut table = self.tables.usage.clone();
+        self.answering(table.append(usage, APPLICATION, epoch)).await?;
+        self.tables.usage = table;
+        Failpoint::EpochUsageAppended.reached();
+        if !rejected.is_empty() {
+            self.tables.rejected.append(rejected, APPLICATION, epoch).await?;
+            Failpoint::EpochRejectedAppended.reached();
+        }
+        if !changes.is_empty() {
+            self.tables.changes.append(changes, APPLICATION, epoch).await?;
+            Failpoint::EpochChangesAppended.reached();
+        }
+        self.store_adopted(epoch, parts).await?;
+        let claims = claims_batch(frames).map_err(|source| EpochError::Arrow { epoch, source })?;
+        if claims.num_rows() > 0 {
+            self.tables.files.append(&[claims], APPLICATION, epoch).await?;
+            Failpoint::EpochFilesAppended.reached();
+        }
+        Ok(())
     }
 
     async fn complete(&mut self, manifest: &Manifest, state: EngineState, changes_after: Option<Changes>) -> Result<(), EpochError> {
